@@ -1,0 +1,44 @@
+# make demo   environment, build, and a comparison of selection strategies on a small data set, with a report
+# make test   environment, build, and every test that this machine can run
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test build bench bench-quick lint format clean
+
+demo: build
+	$(BIN)/fastsel compare digits
+
+test: build
+	FASTSEL_REQUIRE_SIMT=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# Rebuilding is cheap when nothing changed: pip is skipped unless the requirements did, ninja looks at the sources.
+build: $(VENV)/.requirements
+	@command -v $${CXX:-c++} >/dev/null || { echo "fastsel: no C++ compiler found; install g++ (12 or newer) or set CXX" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps -e .
+
+$(VENV)/.requirements: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "fastsel: needs Python 3.10 or newer, $(PYTHON) is older; set PYTHON=python3.x" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	@touch $@
+
+bench: build
+	$(BIN)/python -m pytest bench -o python_files='bench_*.py' --benchmark-only
+
+bench-quick: build
+	FASTSEL_BENCH_QUICK=1 $(BIN)/python -m pytest bench -o python_files='bench_*.py' --benchmark-only
+
+lint: build
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
+
+format: build
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
+
+clean:
+	rm -rf build dist fastsel/lib *.egg-info

@@ -1,0 +1,89 @@
+// The filter of topk: reads values once and keeps the few that can be among the k best.
+
+#include "cpu/topk_simd.h"
+
+#include "core/topk_key.h"
+#include "cpu/vec.h"
+
+namespace fastsel::cpu::FASTSEL_ISA {
+
+namespace {
+
+constexpr int32_t kFlip =
+    INT32_MIN;  // between unsigned keys and the signed integers that vectors compare
+
+// core/topk_key.h for a vector, as signed integers of the same order.
+VecI signed_keys(VecF values, bool largest) {
+  const VecI bits = (VecI)values, magnitude = bits & INT32_MAX;
+  VecI key = bits ^ (bits >> 31 & INT32_MAX);
+  key = magnitude == 0 ? magnitude : key;                       // -0 is 0
+  key = magnitude > 0x7f800000 ? (key | -1) & INT32_MAX : key;  // NaN is the largest
+  return largest ? key : ~key;
+}
+
+uint32_t at_least(VecI keys, VecI threshold) {
+#if defined(__AVX512F__)
+  return _mm512_cmpge_epi32_mask((__m512i)keys, (__m512i)threshold);
+#elif defined(__AVX2__)
+  return static_cast<uint32_t>(_mm256_movemask_ps((__m256)(keys >= threshold)));
+#elif defined(__SSE2__)
+  return static_cast<uint32_t>(_mm_movemask_ps((__m128)(keys >= threshold)));
+#else
+  uint32_t mask = 0;
+  for (int lane = 0; lane < kLanes; ++lane) mask |= uint32_t{keys[lane] >= threshold[lane]} << lane;
+  return mask;
+#endif
+}
+
+// Appends the lanes of `mask`; may write a whole vector beyond them.
+int64_t append(VecI keys, uint32_t mask, uint32_t position, uint32_t* out_keys,
+               uint32_t* out_offsets) {
+#if defined(__AVX512F__)
+  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512i offsets = _mm512_add_epi32(lanes, _mm512_set1_epi32(static_cast<int>(position)));
+  const __m512i unsigned_keys = _mm512_xor_si512((__m512i)keys, _mm512_set1_epi32(kFlip));
+  const __mmask16 lane_mask = static_cast<__mmask16>(mask);
+  _mm512_storeu_si512(out_keys, _mm512_maskz_compress_epi32(lane_mask, unsigned_keys));
+  _mm512_storeu_si512(out_offsets, _mm512_maskz_compress_epi32(lane_mask, offsets));
+  return __builtin_popcount(mask);
+#else
+  int64_t kept = 0;
+  for (; mask != 0; mask &= mask - 1, ++kept) {
+    const int lane = __builtin_ctz(mask);
+    out_keys[kept] = static_cast<uint32_t>(keys[lane] ^ kFlip);
+    out_offsets[kept] = position + static_cast<uint32_t>(lane);
+  }
+  return kept;
+#endif
+}
+
+}  // namespace
+
+template <class T>
+void filter_block(const T* values, int64_t count, bool largest, uint32_t threshold, uint32_t* keys,
+                  uint32_t* offsets, int64_t* kept) {
+  const int32_t signed_threshold = static_cast<int32_t>(threshold) ^ kFlip;
+  const VecI limit = VecI{} + signed_threshold;
+  int64_t n = 0, i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    const VecI key = signed_keys(load(values + i), largest);
+    const uint32_t mask = at_least(key, limit);
+    if (mask != 0) n += append(key, mask, static_cast<uint32_t>(i), keys + n, offsets + n);
+  }
+  for (; i < count; ++i) {
+    const uint32_t key = topk_key(to_float(values[i]), largest);
+    keys[n] = key;
+    offsets[n] = static_cast<uint32_t>(i);
+    n += key >= threshold;
+  }
+  *kept = n;
+}
+
+#define FASTSEL_INSTANTIATE(T) \
+  template void filter_block<T>(const T*, int64_t, bool, uint32_t, uint32_t*, uint32_t*, int64_t*);
+
+FASTSEL_INSTANTIATE(float)
+FASTSEL_INSTANTIATE(Half)
+FASTSEL_INSTANTIATE(BFloat16)
+
+}  // namespace fastsel::cpu::FASTSEL_ISA

@@ -1,0 +1,29 @@
+// The vectorised part of topk, one build an instruction set.
+#pragma once
+
+#include <cstdint>
+
+#include "core/dtypes.h"
+
+namespace fastsel::cpu {
+
+// How many values one call of filter_block may see, and how much longer than that its outputs must
+// be.
+constexpr int64_t kFilterBlock = 4096;
+constexpr int64_t kFilterSlack = 16;
+
+#define FASTSEL_DECLARE_TOPK(ISA)                                                     \
+  namespace ISA {                                                                     \
+  template <class T>                                                                  \
+  void filter_block(const T* values, int64_t count, bool largest, uint32_t threshold, \
+                    uint32_t* keys, uint32_t* offsets, int64_t* kept);                \
+  }
+
+// Writes the keys (core/topk_key.h, of the value as float32) that are at least `threshold`, and
+// their positions in `values`, in ascending order of position; `kept` receives how many.
+FASTSEL_DECLARE_TOPK(baseline)
+FASTSEL_DECLARE_TOPK(avx2)
+FASTSEL_DECLARE_TOPK(avx512)
+#undef FASTSEL_DECLARE_TOPK
+
+}  // namespace fastsel::cpu

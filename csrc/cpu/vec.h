@@ -1,0 +1,134 @@
+// Float vectors as wide as the instruction set this file is compiled for: the CPU kernels' only
+// SIMD layer.
+//
+// Kernels named *_simd.cpp are compiled three times, for AVX-512, AVX2 with FMA, and the baseline;
+// the compiler's vector extensions give one source for all, and the few operations they lack
+// (maximum, movemask, compress) are here.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "core/dtypes.h"
+#include "core/macros.h"
+
+namespace fastsel::cpu::FASTSEL_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+constexpr int kLanes = kVectorBytes / 4;
+
+typedef float VecF __attribute__((vector_size(kVectorBytes)));
+typedef int32_t VecI __attribute__((vector_size(kVectorBytes)));
+typedef uint32_t VecU __attribute__((vector_size(kVectorBytes)));
+typedef uint16_t VecU16 __attribute__((vector_size(kVectorBytes / 2)));
+// The same, at any address: for rows that start anywhere.
+typedef float VecFUnaligned __attribute__((vector_size(kVectorBytes), aligned(4)));
+typedef uint16_t VecU16Unaligned __attribute__((vector_size(kVectorBytes / 2), aligned(2)));
+
+FASTSEL_HD VecF splat(float v) { return v - VecF{}; }
+
+FASTSEL_HD VecF load(const float* p) { return *reinterpret_cast<const VecFUnaligned*>(p); }
+FASTSEL_HD void store(float* p, VecF v) { *reinterpret_cast<VecFUnaligned*>(p) = v; }
+
+FASTSEL_HD VecF load(const BFloat16* p) {
+  const VecU16 bits = *reinterpret_cast<const VecU16Unaligned*>(p);
+  return (VecF)(__builtin_convertvector(bits, VecU) << 16);
+}
+
+FASTSEL_HD void store(BFloat16* p, VecF v) {
+  const VecU bits = (VecU)v;
+  const VecU rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+  const VecU nan = bits >> 16 | 0x40u;
+  const VecU is_nan = (VecU)(v != v), out = (is_nan & nan) | (~is_nan & rounded);
+  *reinterpret_cast<VecU16Unaligned*>(p) = __builtin_convertvector(out, VecU16);
+}
+
+#if defined(__AVX512F__)
+FASTSEL_HD VecF load(const Half* p) {
+  return (VecF)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+FASTSEL_HD void store(Half* p, VecF v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
+}
+#elif defined(__AVX2__)
+FASTSEL_HD VecF load(const Half* p) {
+  return (VecF)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+FASTSEL_HD void store(Half* p, VecF v) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                   _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+}
+#else
+FASTSEL_HD VecF load(const Half* p) {
+  VecF v{};
+  for (int i = 0; i < kLanes; ++i) v[i] = to_float(p[i]);
+  return v;
+}
+FASTSEL_HD void store(Half* p, VecF v) {
+  for (int i = 0; i < kLanes; ++i) p[i] = from_float<Half>(v[i]);
+}
+#endif
+
+// The larger of each lane; where one is NaN, the second.
+FASTSEL_HD VecF max_or_second(VecF a, VecF b) {
+#if defined(__AVX512F__)
+  return (VecF)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (VecF)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+FASTSEL_HD float reduce_max(VecF v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps((__m512)v);
+#else
+  float m = v[0];
+  for (int i = 1; i < kLanes; ++i) m = v[i] > m ? v[i] : m;
+  return m;
+#endif
+}
+
+FASTSEL_HD float reduce_sum(VecF v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps((__m512)v);
+#else
+  float sum = 0;
+  for (int i = 0; i < kLanes; ++i) sum += v[i];
+  return sum;
+#endif
+}
+
+// exp(x) for x in [-87, 88], to 1 ulp or so; NaN stays NaN. Cody-Waite reduction by ln 2, then the
+// Taylor polynomial of degree 7 on |r| <= ln(2)/2, whose remainder is 5e-9 relative.
+FASTSEL_HD VecF exp_in_range(VecF x) {
+  const float kRound = 0x1.8p23f;  // adding it leaves the nearest integer in the low bits
+  const VecF shifted = x * 1.44269504088896341f + kRound;
+  const VecF n = shifted - kRound;
+  const VecF r = (x - n * 0.693145751953125f) - n * 1.42860682030941723212e-6f;
+  VecF p = splat(1.0f / 5040);
+  p = p * r + 1.0f / 720;
+  p = p * r + 1.0f / 120;
+  p = p * r + 1.0f / 24;
+  p = p * r + 1.0f / 6;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  const VecI exponent =
+      ((VecI)shifted << 23) + 0x3f800000;  // 2^n: the shift drops kRound's own bits
+  return p * (VecF)exponent;
+}
+
+}  // namespace fastsel::cpu::FASTSEL_ISA

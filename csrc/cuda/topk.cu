@@ -1,0 +1,102 @@
+// topk on CUDA tensors (and, compiled for the host emulation, on CPU tensors): see topk.cuh.
+#include <array>
+#include <tuple>
+
+#include "cuda/launch_scope.h"
+#include "cuda/topk_launch.h"
+#include "topk.h"
+
+namespace fastsel {
+
+namespace {
+
+// Positions inside a row are 32 bits wide, and must not wrap when rounded up to a whole chunk.
+constexpr int64_t kMaxColumns = 4'000'000'000;
+
+// The input as rows with unit stride along columns, any distance apart; copied if it is not that
+// already.
+struct Rows {
+  Tensor tensor;
+  int64_t count, columns, stride;
+};
+
+Rows as_rows(const Tensor& scores) {
+  const int64_t columns = scores.size(-1);
+  int64_t count = 1;
+  for (int64_t d = 0; d + 1 < scores.dim(); ++d) count *= scores.size(d);
+  const bool unit = columns <= 1 || scores.stride(-1) == 1;
+  if (unit && scores.dim() == 1) return {scores, count, columns, columns};
+  if (unit && scores.dim() == 2) return {scores, count, columns, scores.stride(0)};
+  return {torch::stable::contiguous(scores), count, columns, columns};
+}
+
+// aten::sort(self, *, stable, dim, descending), of which only the permutation is wanted.
+Tensor stable_argsort(const Tensor& keys) {
+  std::array<StableIValue, 4> stack{
+      torch::stable::detail::from(keys), torch::stable::detail::from(std::optional<bool>(true)),
+      torch::stable::detail::from(int64_t{-1}), torch::stable::detail::from(false)};
+  TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION));
+  torch::stable::detail::to<Tensor>(stack[0]);
+  return torch::stable::detail::to<Tensor>(stack[1]);
+}
+
+Tensor gather_last(const Tensor& source, const Tensor& index) {
+  std::array<StableIValue, 4> stack{
+      torch::stable::detail::from(source), torch::stable::detail::from(int64_t{-1}),
+      torch::stable::detail::from(index), torch::stable::detail::from(false)};
+  TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::gather", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+}  // namespace
+
+// scores: [..., N]; returns values [..., k] and indices [..., k].
+std::tuple<Tensor, Tensor> topk_cuda(const Tensor& scores, int64_t k, bool largest, bool sorted) {
+  check_topk_arguments(scores, k);
+  const int64_t columns = scores.size(-1);
+  FASTSEL_CHECK(columns <= kMaxColumns, "topk: the last dimension must be at most ", kMaxColumns,
+                ", got ", columns);
+  const LaunchScope scope(scores);
+  auto [values, indices] = empty_topk(scores, k);
+  dispatch_floating(
+      "topk", "scores", scores.scalar_type(),
+      [&, &values = values, &indices = indices]<class T>(Type<T>) {
+        if (values.numel() == 0) return;
+        const Rows rows = as_rows(scores);
+        const bool sort_here = sorted && k <= cuda::kTopkSortLimit;
+        const bool sort_later = sorted && !sort_here;
+        const cuda::TopkPlan plan = cuda::choose_topk_plan<T>(
+            rows.count, static_cast<unsigned>(columns), static_cast<unsigned>(k), sort_here,
+            {cuda::multiprocessor_count(), cuda::max_shared_bytes_per_block()});
+        const Tensor workspace = empty({plan.workspace_words}, ScalarType::Int, scores);
+        const Tensor entries = empty({plan.entries}, ScalarType::Long, scores);
+        Tensor ranks = empty({sort_later ? rows.count * k : 0}, ScalarType::Int, scores);
+        cuda::TopkArguments<T> arguments{};
+        arguments.scores = data<T>(rows.tensor);
+        arguments.row_stride = rows.stride;
+        arguments.rows = rows.count;
+        arguments.columns = static_cast<unsigned>(columns);
+        arguments.k = static_cast<unsigned>(k);
+        arguments.largest = largest;
+        arguments.values = mutable_data<T>(values);
+        arguments.indices = mutable_data<int64_t>(indices);
+        arguments.ranks = sort_later ? mutable_data<int>(ranks) : nullptr;
+        cuda::launch_topk(arguments, plan, mutable_data<unsigned>(workspace),
+                          mutable_data<unsigned long long>(entries), scope.stream());
+        if (!sort_later) return;
+        // Results come in index order, so a stable sort breaks ties by index. The ranks and not the
+        // values are sorted, because torch's sorts disagree about NaNs with a sign.
+        const Tensor order = stable_argsort(torch::stable::view(ranks, values.sizes()));
+        values = gather_last(values, order);
+        indices = gather_last(indices, order);
+      });
+  return {values, indices};
+}
+
+}  // namespace fastsel
+
+STABLE_TORCH_LIBRARY_IMPL(FASTSEL_NAMESPACE, FASTSEL_DEVICE, m) {
+  m.impl("topk", TORCH_BOX(&fastsel::topk_cuda));
+}

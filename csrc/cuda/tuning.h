@@ -1,0 +1,70 @@
+// Numbers that decide speed and never the result. Each says what chose it.
+#pragma once
+
+#include <cstdint>
+
+namespace fastsel::cuda {
+
+// ---- topk ----
+
+// Keys a thread holds in registers: with 32 the kernels take about 100 registers and spill nothing
+// (nvcc 13, sm_80 and sm_90).
+inline constexpr int kTopkRegisterKeys = 32;
+
+// Rows up to 128 * 32 = 4096 columns: a small block and short histograms, for many rows at once.
+inline constexpr int kTopkSmallThreads = 128;
+inline constexpr int kTopkSmallDigitBits = 8;
+inline constexpr int kTopkSmallResident =
+    5;  // blocks a multiprocessor: 65,536 registers / 128 threads / 100
+
+// Rows up to 512 * 32 = 16,384 columns, where AIR Top-K too changes to one block.
+inline constexpr int kTopkRegisterThreads = 512;
+inline constexpr int kTopkRegisterResident = 1;  // by the same count
+
+// 11-bit digits: three passes over float32, two over 16-bit keys (AIR Top-K's choice); 8 KB of
+// histogram.
+inline constexpr int kTopkDigitBits = 11;
+
+inline constexpr int kTopkSharedThreads = 1024;
+inline constexpr int kTopkGridThreads = 1024;
+
+// The longest result that is sorted inside the kernel; its entries take 32 KB of shared memory.
+inline constexpr unsigned kTopkSortLimit = 4096;
+
+// Rows up to this long take one block even if most multiprocessors stay idle: 32 keys a thread, as
+// in the registers.
+inline constexpr unsigned kTopkOneBlockColumns = 32768;
+
+// A block of a grid takes at least this many columns: with less, reading a share takes less time
+// than the grid barriers that sharing costs (an estimate from 32 KB at about 30 bytes a nanosecond,
+// not a measurement).
+inline constexpr unsigned kTopkMinChunk = 8192;
+
+// ---- scores ----
+// Estimates from an H200's figures (132 multiprocessors, 4.3 TB/s), not measurements.
+
+// Up to this many classes eight lanes take a row, so that a warp of short rows is not mostly idle
+// lanes.
+inline constexpr int64_t kScoresShortRow = 128;
+
+// Up to this many classes a warp takes a row: 16 KB, four rounds of 16-byte loads with four in
+// flight.
+inline constexpr int64_t kScoresWarpRow = 4096;
+
+// The last step of a row is about 200 double-precision instructions in one lane. A warp keeps the
+// states of up to this many rows and lets each lane finish one.
+inline constexpr int kScoresRowsPerWarp = 32;
+
+inline constexpr int kScoresThreads = 256;
+
+// Long rows get several blocks when there are too few rows to fill the multiprocessors, each with
+// at least this many classes, so that a block's sums outweigh its start and the second launch.
+inline constexpr int64_t kScoresMinSplit = 8192;
+
+// How many blocks of kScoresThreads fill a multiprocessor: 2048 threads.
+inline constexpr int kScoresBlocksPerMultiprocessor = 8;
+
+// Classes of a row that one warp takes in the backward pass.
+inline constexpr int64_t kScoresBackwardChunk = 2048;
+
+}  // namespace fastsel::cuda

@@ -1,0 +1,156 @@
+"""The command line: `fastsel compare` and `fastsel info`.
+
+Exit codes: 0 done, 1 something failed, 2 bad input, 130 stopped with Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+_FAILED, _BAD_INPUT, _INTERRUPTED = 1, 2, 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fastsel", description="Train on fewer, better-chosen samples."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    compare = commands.add_parser(
+        "compare",
+        help="find out which selection strategy pays on your data",
+        description="Train with every strategy under equal conditions and tell which one pays.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = compare.add_argument
+    add("data", metavar="DATA",
+        help="digits, skin, bike, covtype, higgs, mnist, fashion-mnist, cifar10, or a .csv, "
+        ".csv.gz, .parquet or .npz file")  # fmt: skip
+    add("--target", metavar="COL", help="column of a file to predict")
+    add("--task", choices=("classification", "regression"), help="default: seen from the target")
+    add("--strategies", default="full,uniform,big_loss,small_loss,grad_norm", metavar="A,B,...",
+        help="full is the plain step on the whole batch")  # fmt: skip
+    add("--model", default="auto", help="auto, linear, mlp, cnn or resnet18")
+    add("--budget", help="per run: 2000steps, 5epochs, 100000samples, 30s or 5min of training; "
+        "default: 20 epochs, 200 to 600 steps")  # fmt: skip
+    add("--seeds", type=int, default=3, metavar="N", help="number of seeds")
+    add("--rate", type=float, default=0.3, help="share of each batch that is trained on")
+    add("--batch-size", type=int, default=128, metavar="B")
+    add("--lr", type=float, help="Adam's learning rate; default: 0.01 for linear, else 0.001")
+    add("--goal", type=float, metavar="LOSS",
+        help="test loss to reach; default: uniform's final one, seed by seed")  # fmt: skip
+    add("--out", type=Path, metavar="DIR", help="default: fastsel-compare/<data name>")
+    add("--data-dir", type=Path, metavar="DIR", help="default: $FASTSEL_DATA_DIR, then the cache")
+    add("--device", default="cpu", choices=("cpu", "cuda"))
+    add("--threads", type=int, metavar="N", help="default: torch's own choice")
+    add("--quiet", action="store_true", help="only the table and the conclusion")
+    commands.add_parser("info", help="versions, processor, GPU, and what is compiled and loaded")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: Without the program's name; by default those of the process.
+
+    Returns:
+        The exit code.
+    """
+    options = _parser().parse_args(arguments)
+    command = {"compare": _compare, "info": _info}[options.command]
+    try:
+        return command(options)
+    except KeyboardInterrupt:
+        print(f"fastsel {options.command}: stopped", file=sys.stderr)
+        return _INTERRUPTED
+    except (ImportError, OSError, RuntimeError, MemoryError) as error:
+        print(f"fastsel {options.command}: {_one_line(error)}", file=sys.stderr)
+        return _FAILED
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from fastsel.compare import CompareError, compare, write_report
+    from fastsel.compare.budget import parse_budget
+    from fastsel.compare.display import make_display, print_result
+    from fastsel.compare.runner import DEFAULT_OUT
+    from fastsel.compare.store import Store
+    from fastsel.data import DataError, load
+    from fastsel.data.load import short_name
+    from fastsel.data.optional import require
+
+    for module in ("rich", "matplotlib"):  # missed now, not after an hour of training
+        require(module, "fastsel compare")
+    try:
+        # Everything that can be refused without reading data is refused first.
+        out = options.out or DEFAULT_OUT / short_name(options.data)
+        Store(out).check()
+        budget = parse_budget(options.budget) if options.budget else None
+        data = load(
+            options.data, target=options.target, task=options.task, data_dir=options.data_dir
+        )
+        with make_display(quiet=options.quiet) as display:
+            comparison = compare(
+                data,
+                strategies=[name.strip() for name in options.strategies.split(",")],
+                model=options.model,
+                budget=budget,
+                seeds=options.seeds,
+                rate=options.rate,
+                batch_size=options.batch_size,
+                lr=options.lr,
+                goal=options.goal,
+                out=out,
+                device=options.device,
+                threads=options.threads,
+                on_event=display,
+            )
+    except (DataError, CompareError) as error:
+        print(f"fastsel compare: {_one_line(error)}", file=sys.stderr)
+        return _BAD_INPUT
+    print_result(comparison)
+    print(f"Report: {write_report(comparison)}")
+    if comparison.interrupted:
+        print(
+            f"Stopped: {len(comparison.runs)} of {comparison.planned} runs are finished and kept "
+            f"in {comparison.out}. The same command again goes on from there.",
+            file=sys.stderr,
+        )
+        return _INTERRUPTED
+    return 0
+
+
+def _info(options: argparse.Namespace) -> int:
+    import torch
+
+    from fastsel import _library
+    from fastsel._version import __version__
+
+    facts: dict[str, Any] = {
+        "fastsel": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torch CUDA": torch.version.cuda or "none (CPU build)",
+        "system": f"{platform.system()} {platform.machine()}",
+        "threads": torch.get_num_threads(),
+    }
+    if torch.cuda.is_available():
+        for i in range(torch.cuda.device_count()):
+            major, minor = torch.cuda.get_device_capability(i)
+            facts[f"GPU {i}"] = f"{torch.cuda.get_device_name(i)} (sm_{major}{minor})"
+    else:
+        facts["GPU"] = "none that torch can use"
+    facts.update(_library.build_info())
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        print(f"{name:<{width}}  {text}")
+    return 0

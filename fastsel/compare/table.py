@@ -1,0 +1,114 @@
+"""The table of a comparison as text cells, shared by the terminal and the report."""
+
+from __future__ import annotations
+
+import math
+
+from fastsel.compare.intervals import Spread
+from fastsel.compare.runner import Comparison
+from fastsel.compare.settings import BASELINE, REFERENCE
+from fastsel.compare.summary import Row
+
+NONE = "–"  # noqa: RUF001 (a dash on purpose: no value)
+TEXT_COLUMNS = 2
+
+
+def with_spread(value: Spread | None, scale: float = 1.0, unit: str = "") -> str:
+    """A mean with its standard deviation, rounded where the deviation stops telling anything.
+
+    The deviation shows two digits if it starts with 1 or 2, else one; the mean shows as many
+    places. Without a deviation the mean shows three significant digits.
+    """
+    if value is None:
+        return NONE
+    mean = value.mean * scale
+    if value.std is None:
+        return f"{_rounded(mean, mean, 3)}{unit}"
+    std = value.std * scale
+    if not std:
+        return f"{_rounded(mean, mean, 3)} ± 0{unit}"
+    digits = 2 if f"{std:e}"[0] in "12" else 1
+    return f"{_rounded(mean, std, digits)} ± {_rounded(std, std, digits)}{unit}"
+
+
+def _rounded(value: float, scale: float, digits: int) -> str:
+    places = digits - 1 - math.floor(math.log10(abs(scale))) if scale else 0
+    return f"{value:,.{min(6, max(0, places))}f}"
+
+
+def short(value: float) -> str:
+    """A count in few characters: 1,234 or 56.7k or 1.2M."""
+    if value < 10_000:
+        return f"{value:,.0f}"
+    return f"{value / 1e3:,.1f}k" if value < 1e6 else f"{value / 1e6:,.2f}M"
+
+
+def headers(comparison: Comparison) -> tuple[str, ...]:
+    """Column headings; the first `TEXT_COLUMNS` are text, the others numbers."""
+    metric = "accuracy" if comparison.data.task == "classification" else "RMSE"
+    return (
+        "strategy", "against uniform", "final test loss", metric, "goal reached", "steps to goal",
+        "samples to goal", "seconds to goal", "time vs uniform", "step vs plain", "choosing",
+    )  # fmt: skip
+
+
+def cells(comparison: Comparison, row: Row) -> tuple[str, ...]:
+    """The cells of a row, in the order of `headers`."""
+    percent = (100, " %") if comparison.data.task == "classification" else (1, "")
+    ratio = row.ratio
+    return (
+        row.strategy,
+        _verdict(row),
+        with_spread(row.final_loss),
+        with_spread(row.final_metric, *percent),
+        f"{row.reached} of {row.runs}" if comparison.goals else NONE,
+        short(row.steps.mean) if row.steps else NONE,
+        short(row.samples.mean) if row.samples else NONE,
+        with_spread(row.seconds),
+        f"{ratio.mean:.2f} ({ratio.low:.2f}–{ratio.high:.2f})" if ratio else NONE,  # noqa: RUF001
+        f"{row.against_plain:.2f}" if row.against_plain is not None else NONE,
+        f"{row.choosing.mean * 100:.0f} %" if row.choosing and row.strategy != REFERENCE else NONE,
+    )
+
+
+def _verdict(row: Row) -> str:
+    # The reference chooses nothing, so its verdict is not about choosing.
+    words = {"pays": "faster than uniform", "costs more than it gives": "slower than uniform"}
+    verdict = words.get(row.verdict, row.verdict) if row.strategy == REFERENCE else row.verdict
+    return verdict or NONE
+
+
+def caption(comparison: Comparison) -> str:
+    """What was run, in a line or two."""
+    s, data = comparison.settings, comparison.data
+    chosen = max(1, round(s.rate * s.batch_size))
+    return (
+        f"{data.name} ({data.task}, {len(data.train_target):,} train rows, evaluated on "
+        f"{s.test_rows:,} of {len(data.test_target):,} test rows), {s.model}, Adam lr {s.lr:g}, "
+        f"{s.budget} per run, {chosen} of {s.batch_size} rows chosen per batch, "
+        f"{len(s.seeds)} seed{'s' if len(s.seeds) > 1 else ''}, {s.device}, "
+        f"{s.threads} thread{'s' if s.threads > 1 else ''}"
+    )
+
+
+def goal_line(comparison: Comparison) -> str:
+    """What the goal is."""
+    mean = comparison.goal_mean
+    if mean is None:
+        return f"No goal: {BASELINE} has no finished run and none was given."
+    if comparison.goal is not None:
+        return f"Goal: test loss {mean:.4g}, as given."
+    return f"Goal: uniform's final test loss, seed by seed (mean {mean:.4g})."
+
+
+def warnings(comparison: Comparison) -> list[str]:
+    """What a reader must know before believing the table."""
+    notes = []
+    if len(comparison.runs) < comparison.planned:
+        notes.append(f"Incomplete: {len(comparison.runs)} of {comparison.planned} runs are done.")
+    if comparison.disturbed:
+        notes.append(
+            "Other work disturbed the clock (some mean steps took over 1.5 times their median): "
+            "the seconds are too long there; repeat on a quiet machine before you rely on them."
+        )
+    return notes

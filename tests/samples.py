@@ -1,0 +1,206 @@
+"""One table of sample inputs per operator, shared by the tests and the benches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A named input of an operator.
+
+    Attributes:
+        op: The operator's name.
+        name: What is special about the input.
+        tensors: Makes the tensor arguments on the CPU from a seeded generator.
+        args: Further positional arguments.
+        kwargs: Keyword arguments.
+        cpu_only: The input is of a dtype that GPU kernels do not take.
+        size: ``small`` inputs run on every backend, ``large`` ones are for benches.
+    """
+
+    op: str
+    name: str
+    tensors: Callable[[torch.Generator], tuple[Tensor, ...]]
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    cpu_only: bool = False
+    size: str = "small"
+
+    def make(
+        self, seed: int = 0, device: torch.device | str = "cpu", *, requires_grad: bool = False
+    ) -> Arguments:
+        """The arguments, the same values on every device; strides survive the move."""
+        generator = torch.Generator().manual_seed(seed)
+        tensors = [_move(tensor, torch.device(device)) for tensor in self.tensors(generator)]
+        if requires_grad:
+            tensors = [
+                tensor.detach().requires_grad_() if tensor.is_floating_point() else tensor
+                for tensor in tensors
+            ]
+        return (*tensors, *self.args), dict(self.kwargs)
+
+    def __str__(self) -> str:
+        return f"{self.op}-{self.name}"
+
+
+def logits_and_target(
+    generator: torch.Generator,
+    batch_size: int,
+    classes: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+    scale: float = 3.0,
+    ignored: float = 0.0,
+    ignore_index: int = -100,
+) -> tuple[Tensor, Tensor]:
+    """Normal logits ``[B, C]`` of a scale, and targets ``[B]`` of which a share is ignored."""
+    logits = scale * torch.randn(batch_size, classes, generator=generator)
+    target = torch.randint(0, classes, (batch_size,), generator=generator)
+    if ignored > 0:
+        skip = torch.rand(batch_size, generator=generator) < ignored
+        target = torch.where(skip, torch.full_like(target, ignore_index), target)
+    return logits.to(dtype), target
+
+
+def samples(op: str, *, size: str = "small") -> list[Sample]:
+    """The samples of an operator and size; never an empty list."""
+    found = [sample for sample in SAMPLES if sample.op == op and sample.size == size]
+    assert found, f"no {size} samples of {op}"
+    return found
+
+
+def _move(tensor: Tensor, device: torch.device) -> Tensor:
+    if tensor.device == device:
+        return tensor
+    moved = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=device)
+    # Expanded dimensions share memory, which copy_ refuses to write to; one slice of each holds all
+    # there is.
+    distinct = [slice(0, 1) if stride == 0 else slice(None) for stride in tensor.stride()]
+    moved[tuple(distinct)].copy_(tensor[tuple(distinct)])
+    return moved
+
+
+def _scores(
+    batch_size: int, classes: int, **options: Any
+) -> Callable[[torch.Generator], tuple[Tensor, ...]]:
+    return lambda generator: logits_and_target(generator, batch_size, classes, **options)
+
+
+def _transposed(generator: torch.Generator) -> tuple[Tensor, ...]:
+    logits, target = logits_and_target(generator, 10, 6)
+    return logits.t(), target[:1].expand(6)
+
+
+def _strided(generator: torch.Generator) -> tuple[Tensor, ...]:
+    logits, target = logits_and_target(generator, 12, 40)
+    return logits[::2, 1::3], target[::2] % 13
+
+
+def _backward(
+    batch_size: int, classes: int, **options: Any
+) -> Callable[[torch.Generator], tuple[Tensor, ...]]:
+    def make(generator: torch.Generator) -> tuple[Tensor, ...]:
+        logits, target = logits_and_target(generator, batch_size, classes, **options)
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        loss = torch.nn.functional.cross_entropy(
+            wide, target, reduction="none", ignore_index=options.get("ignore_index", -100)
+        )
+        grad_loss = torch.randn(batch_size, generator=generator).to(wide.dtype)
+        return grad_loss, logits, target, loss, wide.logsumexp(1)
+
+    return make
+
+
+def _normal(
+    *shape: int, dtype: torch.dtype = torch.float32
+) -> Callable[[torch.Generator], tuple[Tensor, ...]]:
+    return lambda generator: (torch.randn(*shape, generator=generator).to(dtype),)
+
+
+def _ties(generator: torch.Generator) -> tuple[Tensor, ...]:
+    return (torch.randint(0, 3, (3, 100), generator=generator).float(),)
+
+
+def _special(generator: torch.Generator) -> tuple[Tensor, ...]:
+    inf, nan = float("inf"), float("nan")
+    return (torch.tensor([0.0, nan, -0.0, inf, 1e-45, -inf, nan, -1e-45, 3.4e38, -3.4e38]),)
+
+
+def _every_other(generator: torch.Generator) -> tuple[Tensor, ...]:
+    return (torch.randn(4, 70, generator=generator).t()[::2],)
+
+
+SAMPLES: list[Sample] = [
+    Sample("sample_scores", "plain", _scores(8, 10)),
+    Sample("sample_scores", "empty", _scores(0, 10)),
+    Sample("sample_scores", "one_class", _scores(3, 1)),
+    Sample("sample_scores", "odd", _scores(5, 333)),
+    Sample("sample_scores", "float16", _scores(4, 65, dtype=torch.float16)),
+    Sample("sample_scores", "bfloat16", _scores(4, 65, dtype=torch.bfloat16)),
+    Sample("sample_scores", "float64", _scores(4, 17, dtype=torch.float64), cpu_only=True),
+    Sample("sample_scores", "ignored", _scores(8, 10, ignored=0.5)),
+    Sample(
+        "sample_scores",
+        "ignore_index",
+        _scores(8, 10, ignored=0.5, ignore_index=3),
+        kwargs={"ignore_index": 3},
+    ),
+    Sample("sample_scores", "transposed", _transposed),
+    Sample("sample_scores", "strided", _strided),
+    Sample("sample_scores", "imagenet", _scores(4096, 1000), size="large"),
+    Sample(
+        "sample_scores",
+        "imagenet_bfloat16",
+        _scores(4096, 1000, dtype=torch.bfloat16),
+        size="large",
+    ),
+    Sample("sample_scores", "vocabulary", _scores(2048, 32000), size="large"),
+    Sample(
+        "sample_scores",
+        "vocabulary_bfloat16",
+        _scores(2048, 32000, dtype=torch.bfloat16),
+        size="large",
+    ),
+    Sample("sample_scores_backward", "plain", _backward(8, 10)),
+    Sample("sample_scores_backward", "empty", _backward(0, 10)),
+    Sample("sample_scores_backward", "odd", _backward(5, 333)),
+    Sample("sample_scores_backward", "float16", _backward(4, 65, dtype=torch.float16)),
+    Sample("sample_scores_backward", "bfloat16", _backward(4, 65, dtype=torch.bfloat16)),
+    Sample(
+        "sample_scores_backward", "float64", _backward(4, 17, dtype=torch.float64), cpu_only=True
+    ),
+    Sample(
+        "sample_scores_backward",
+        "ignore_index",
+        _backward(8, 10, ignored=0.5, ignore_index=3),
+        kwargs={"ignore_index": 3},
+    ),
+    Sample("sample_scores_backward", "imagenet", _backward(4096, 1000), size="large"),
+    Sample("topk", "plain", _normal(100), (10,)),
+    Sample("topk", "rows", _normal(2, 3, 50), (7,)),
+    Sample("topk", "nothing", _normal(4, 9), (0,)),
+    Sample("topk", "everything", _normal(33), (33,)),
+    Sample("topk", "empty", _normal(3, 0), (0,)),
+    Sample("topk", "no_rows", _normal(0, 5), (2,)),
+    Sample("topk", "smallest", _normal(100), (10,), {"largest": False}),
+    Sample("topk", "unsorted", _normal(100), (10,), {"sorted": False}),
+    Sample("topk", "smallest_unsorted", _normal(100), (10,), {"largest": False, "sorted": False}),
+    Sample("topk", "float16", _normal(100, dtype=torch.float16), (10,)),
+    Sample("topk", "bfloat16", _normal(100, dtype=torch.bfloat16), (10,)),
+    Sample("topk", "float64", _normal(100, dtype=torch.float64), (10,), cpu_only=True),
+    Sample("topk", "ties", _ties, (30,)),
+    # NaN and the largest values stay unchosen: opcheck compares values, and NaN is equal to
+    # nothing.
+    Sample("topk", "special", _special, (6,), {"largest": False}),
+    Sample("topk", "strided", _every_other, (3,)),
+    Sample("topk", "batch", _normal(65_536), (1024,), size="large"),
+    Sample("topk", "dataset", _normal(10_000_000), (10_000,), size="large"),
+]

@@ -1,0 +1,466 @@
+"""Data sets: the parsers of the original formats, honest splits, and clear errors."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import struct
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastsel import data
+from fastsel.data import DataError
+from fastsel.data.dataset import row_groups, split_rows
+from fastsel.data.download import Remote, fetch
+from fastsel.data.formats import read_cifar10, read_idx, read_numbers
+from fastsel.data.named import RECIPES, Split
+from fastsel.data.tables import detect_header
+
+
+@pytest.fixture(autouse=True)
+def _no_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No test reads the user's data folder or writes into the user's cache."""
+    monkeypatch.delenv("FASTSEL_DATA_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def idx_bytes(array: np.ndarray) -> bytes:
+    codes = {"uint8": 8, "int32": 12, "float32": 13}
+    header = bytes([0, 0, codes[array.dtype.name], array.ndim])
+    big_endian = array.astype(array.dtype.newbyteorder(">"))
+    return header + struct.pack(f">{array.ndim}I", *array.shape) + big_endian.tobytes()
+
+
+def write_cifar(path: Path, rng: np.random.Generator, rows: int = 8) -> dict[str, np.ndarray]:
+    records = {}
+    with tarfile.open(path, "w:gz") as archive:
+        for name in [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]:
+            record = rng.integers(0, 256, (rows, 3073), dtype=np.uint8)
+            record[:, 0] = np.arange(rows) % 10
+            info = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+            info.size = record.nbytes
+            archive.addfile(info, io.BytesIO(record.tobytes()))
+            records[name] = record
+    return records
+
+
+def test_digits_is_split_and_standardised() -> None:
+    digits = data.load("digits")
+    assert digits.task == "classification" and digits.num_outputs == 10 and digits.is_image
+    assert len(digits.train_inputs) + len(digits.test_inputs) == 1797
+    # float32 rounding of 92,000 values.
+    assert abs(digits.train_inputs.mean().item()) < 1e-4
+    assert abs(digits.train_inputs.std().item() - 1) < 1e-3
+    assert digits.fingerprint() == data.load("digits").fingerprint()
+    assert digits.fingerprint() != data.load("digits", seed=1).fingerprint()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "float32"])
+@pytest.mark.parametrize("compress", [False, True])
+def test_read_idx(tmp_path: Path, dtype: str, compress: bool) -> None:
+    array = np.arange(24).reshape(2, 3, 4).astype(dtype)
+    raw = idx_bytes(array)
+    path = tmp_path / "file"
+    path.write_bytes(gzip.compress(raw) if compress else raw)
+    assert (read_idx(path) == array).all()
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (b"", "not an IDX file"),
+        (b"<html>", "not an IDX file"),
+        (idx_bytes(np.zeros((2, 3), np.uint8))[:-1], "announces 6 bytes, the file has 5"),
+        (idx_bytes(np.zeros((2, 3), np.uint8)) + b"x", "announces 6 bytes, the file has 7"),
+    ],
+)
+def test_read_idx_refuses_damage(tmp_path: Path, raw: bytes, message: str) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(raw)
+    with pytest.raises(DataError, match=message):
+        read_idx(path)
+
+
+def test_read_cifar10(tmp_path: Path) -> None:
+    records = write_cifar(tmp_path / "c.tar.gz", np.random.default_rng(0))
+    arrays = read_cifar10(tmp_path / "c.tar.gz")
+    assert arrays["x_train"].shape == (40, 3, 32, 32)
+    assert (arrays["y_test"] == np.arange(8)).all()
+    third = records["data_batch_2.bin"][0]
+    assert (arrays["x_train"][8] == third[1:].reshape(3, 32, 32)).all()
+
+
+def test_read_cifar10_names_a_missing_batch(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "c.tar.gz", "w:gz"):
+        pass
+    with pytest.raises(DataError, match=r"missing data_batch_1\.bin"):
+        read_cifar10(tmp_path / "c.tar.gz")
+
+
+def test_read_numbers_from_zip_gzip_and_text(tmp_path: Path) -> None:
+    text = b"1\t2\t3\n4\t5\t6\n"
+    (tmp_path / "plain").write_bytes(text)
+    (tmp_path / "gz").write_bytes(gzip.compress(text))
+    with zipfile.ZipFile(tmp_path / "zip", "w") as archive:
+        archive.writestr("folder/table.txt.gz", gzip.compress(text))
+    for name in ("plain", "gz", "zip"):
+        table = read_numbers(tmp_path / name, "table.txt", columns=3, separator=r"\s+")
+        assert table.tolist() == [[1, 2, 3], [4, 5, 6]]
+    with pytest.raises(DataError, match="expected 4 columns, got 3"):
+        read_numbers(tmp_path / "plain", "table.txt", columns=4, separator=r"\s+")
+    with pytest.raises(DataError, match=r"no other\.txt in it"):
+        read_numbers(tmp_path / "zip", "other.txt", columns=3)
+
+
+# ---- downloading -------------------------------------------------------------------------------
+
+
+def remote(source: Path, checksum: str = "", first_bytes: int = 0) -> Remote:
+    return Remote(source.as_uri(), "set/file.bin", checksum, first_bytes)
+
+
+def test_fetch_downloads_once(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"content")
+    checksum = "sha256:" + hashlib.sha256(b"content").hexdigest()
+    path = fetch(remote(source, checksum))
+    assert path.read_bytes() == b"content"
+    source.unlink()
+    assert fetch(remote(source, checksum)) == path  # from the cache
+
+
+def test_fetch_reads_only_the_first_bytes(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(bytes(range(100)))
+    assert fetch(remote(source, first_bytes=10)).read_bytes() == bytes(range(10))
+
+
+def test_fetch_keeps_nothing_of_a_wrong_file(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"damaged")
+    with pytest.raises(DataError, match="expected 0000"):
+        fetch(remote(source, "md5:" + "0" * 32))
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
+def test_fetch_offline_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        fetch(remote(tmp_path / "absent"))
+    for part in ("absent", "FASTSEL_DATA_DIR", "set/file.bin", str(tmp_path / "cache")):
+        assert part in str(caught.value)
+
+
+def test_mnist_is_downloaded_parsed_and_cached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    arrays = [
+        rng.integers(0, 256, (40, 28, 28), dtype=np.uint8), np.arange(40, dtype=np.uint8) % 10,
+        rng.integers(0, 256, (20, 28, 28), dtype=np.uint8), np.arange(20, dtype=np.uint8) % 10,
+    ]  # fmt: skip
+    recipe = RECIPES["mnist"]
+    remotes = []
+    for entry, array in zip(recipe.remote, arrays, strict=True):
+        source = tmp_path / Path(entry.file).name
+        source.write_bytes(gzip.compress(idx_bytes(array)))
+        remotes.append(Remote(source.as_uri(), entry.file))
+    local = type(recipe)(recipe.local, tuple(remotes), recipe.build)
+    monkeypatch.setitem(RECIPES, "mnist", local)
+    mnist = data.load("mnist")
+    assert mnist.train_inputs.shape == (40, 1, 28, 28) and mnist.test_target.tolist()[:3] == [0, 1, 2]
+    for entry in remotes:
+        Path(entry.url.removeprefix("file://")).unlink()
+    assert data.load("mnist").fingerprint() == mnist.fingerprint()
+
+
+# ---- named sets in their original formats ------------------------------------------------------
+
+
+def test_skin_split_shares_no_colour(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    colours = rng.integers(0, 256, (60, 3))
+    rows = colours[np.sort(rng.integers(0, 60, 500))]  # sorted, many duplicates
+    label = (rows.sum(1) > 380) + 1
+    (tmp_path / "skin").mkdir()
+    text = "\n".join("\t".join(map(str, row)) for row in np.column_stack([rows, label]))
+    with zipfile.ZipFile(tmp_path / "skin" / "skin.zip", "w") as archive:
+        archive.writestr("Skin_NonSkin.txt", text)
+    skin = data.load("skin", data_dir=tmp_path)
+    train = {tuple(row) for row in skin.train_inputs.tolist()}
+    test = {tuple(row) for row in skin.test_inputs.tolist()}
+    assert train and test and not train & test
+    assert len(skin.train_target) + len(skin.test_target) == 500  # multiplicity is kept
+    assert skin.classes == ("skin", "not skin")
+
+
+BIKE_HEADER = (
+    "instant,dteday,season,yr,mnth,hr,holiday,weekday,workingday,weathersit,temp,atemp,hum,"
+    "windspeed,casual,registered,cnt"
+)
+
+
+def test_bike_drops_what_gives_the_target_away(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    lines = [BIKE_HEADER]
+    for i in range(30):
+        casual, registered = rng.integers(0, 100, 2)
+        lines.append(
+            f"{i},2011-01-01,1,0,1,{i % 24},0,6,0,1,0.{i:02},0.2,0.8,0.1,{casual},{registered},"
+            f"{casual + registered}"
+        )
+    (tmp_path / "bike").mkdir()
+    with zipfile.ZipFile(tmp_path / "bike" / "bike.zip", "w") as archive:
+        archive.writestr("hour.csv", "\n".join(lines))
+        archive.writestr("day.csv", "other")
+    bike = data.load("bike", data_dir=tmp_path)
+    assert bike.task == "regression" and bike.num_outputs == 1
+    assert not {"casual", "registered", "instant", "dteday", "cnt"} & set(bike.features)
+    cnt = torch.tensor([float(line.rsplit(",", 1)[1]) for line in lines[1:]]).sort().values
+    both = torch.cat([bike.train_target, bike.test_target]) * bike.target_std + bike.target_mean
+    # The target was standardised in float32: 7 digits of values up to 200.
+    torch.testing.assert_close(both.sort().values, cnt, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "columns", "label"), [("covtype", "covtype/covtype.data.gz", 55, -1),
+                                           ("higgs", "higgs/HIGGS.csv.gz", 29, 0)],
+)  # fmt: skip
+def test_uci_number_tables(
+    tmp_path: Path, name: str, file: str, columns: int, label: int
+) -> None:
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(60, columns)).round(3)
+    table[:, label] = np.arange(60) % 2 + (1 if name == "covtype" else 0)
+    path = tmp_path / file
+    path.parent.mkdir()
+    path.write_bytes(gzip.compress("\n".join(",".join(map(str, r)) for r in table).encode()))
+    loaded = data.load(name, data_dir=tmp_path)
+    assert loaded.train_inputs.shape == (48, columns - 1)
+    assert sorted(set(loaded.train_target.tolist())) == [0, 1]
+
+
+def test_cifar10_archive(tmp_path: Path) -> None:
+    (tmp_path / "cifar10").mkdir()
+    records = write_cifar(tmp_path / "cifar10" / "cifar-10-binary.tar.gz", np.random.default_rng(0))
+    cifar = data.load("cifar10", data_dir=tmp_path)
+    assert cifar.train_inputs.shape == (40, 3, 32, 32) and cifar.test_inputs.shape[0] == 8
+    pixels = records["test_batch.bin"][:, 1:].reshape(8, 3, 32, 32)
+    train = np.concatenate([records[f"data_batch_{i}.bin"][:, 1:] for i in range(1, 6)])
+    train = train.reshape(40, 3, -1) / 255
+    mean, std = train.mean((0, 2)), train.std((0, 2))
+    expected = (pixels / 255 - mean[:, None, None]) / std[:, None, None]
+    # float32 pixels against float64 ones.
+    np.testing.assert_allclose(cifar.test_inputs.numpy(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["skin", "bike", "covtype", "higgs", "mnist", "cifar10"])
+def test_a_damaged_local_file_is_named(tmp_path: Path, name: str) -> None:
+    file = tmp_path / RECIPES[name].local[0][0]
+    for other in RECIPES[name].local[0]:
+        (tmp_path / other).parent.mkdir(exist_ok=True)
+        (tmp_path / other).write_bytes(b"\x1f\x8bnot a real archive")
+    with pytest.raises(DataError, match=file.name):
+        data.load(name, data_dir=tmp_path)
+
+
+# ---- splitting ---------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(0, 12), min_size=30, max_size=120), st.integers(0, 5))
+def test_split_never_shares_a_row(values: list[int], seed: int) -> None:
+    inputs = np.array(values, np.float32)[:, None]
+    if len(set(values)) < 2:
+        return
+    target = np.arange(len(values)) % 2
+    train, test = split_rows(inputs, target, task="regression", test_fraction=0.2, seed=seed)
+    assert sorted([*train, *test]) == list(range(len(values)))
+    assert not set(inputs[train, 0]) & set(inputs[test, 0])
+
+
+def test_row_groups_take_minus_zero_for_zero() -> None:
+    groups = row_groups(np.array([[0.0, 1.0], [-0.0, 1.0], [0.0, 2.0]], np.float32))
+    assert groups[0] == groups[1] != groups[2]
+
+
+def test_split_is_stratified() -> None:
+    inputs = np.arange(200, dtype=np.float32)[:, None]
+    target = (np.arange(200) >= 190).astype(np.int64)  # ten of the rare class
+    _, test = split_rows(inputs, target, task="classification", test_fraction=0.2, seed=0)
+    assert target[test].sum() == 2 and len(test) == 40
+
+
+def test_split_of_equal_rows_is_refused() -> None:
+    with pytest.raises(DataError, match="only 1 of 20 rows are distinct"):
+        split_rows(np.ones((20, 2)), np.arange(20), task="regression", test_fraction=0.2, seed=0)
+
+
+# ---- the user's own files ----------------------------------------------------------------------
+
+
+def write_csv(path: Path, rows: int = 40, header: str = "a,b,label", extra: str = "") -> Path:
+    rng = np.random.default_rng(0)
+    lines = [header] if header else []
+    for i in range(rows):
+        lines.append(f"{rng.normal():.4f},{rng.normal():.4f},{i % 3}")
+    path.write_text("\n".join(lines) + "\n" + extra)
+    return path
+
+
+def test_csv_classification(tmp_path: Path) -> None:
+    table = data.load(write_csv(tmp_path / "t.csv"), target="label")
+    assert table.name == "t" and table.task == "classification"
+    assert table.features == ("a", "b") and table.classes == ("0", "1", "2")
+
+
+def test_csv_gz_without_header_and_with_semicolons(tmp_path: Path) -> None:
+    text = write_csv(tmp_path / "t.csv", header="").read_text().replace(",", ";")
+    (tmp_path / "u.csv.gz").write_bytes(gzip.compress(text.encode()))
+    table = data.load(tmp_path / "u.csv.gz", target="2")
+    assert table.name == "u" and table.features == ("0", "1") and "No header" in table.note
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([["a", "b"], ["1", "2"]], True),
+        ([["id", "2020"], ["1", "2"]], True),
+        ([["5.1", "setosa"], ["4.9", "setosa"]], False),
+        ([["1", "2"], ["3", "4"]], False),
+        ([["", "a"], ["0", "1"]], True),
+        ([["", "1"], ["2", "3"]], False),
+    ],
+)
+def test_detect_header(rows: list[list[str]], expected: bool) -> None:
+    assert detect_header(rows) is expected
+
+
+@pytest.mark.parametrize(
+    ("values", "task", "classes"),
+    [
+        (["yes", "no"] * 20, "classification", ("no", "yes")),
+        (list(range(40)), "regression", ()),
+        ([0.5, 1.5] * 20, "regression", ()),
+        ([1.0, 2.0] * 20, "classification", ("1", "2")),
+        ([True, False] * 20, "classification", ("False", "True")),
+    ],
+)
+def test_task_is_seen_from_the_target(
+    tmp_path: Path, values: list[object], task: str, classes: tuple[str, ...]
+) -> None:
+    lines = ["x,y", *(f"{i * 0.5},{value}" for i, value in enumerate(values))]
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    table = data.load(tmp_path / "t.csv", target="y")
+    assert table.task == task and table.classes == classes
+
+
+def test_task_overrides(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "t.csv")
+    assert data.load(path, target="label", task="regression").task == "regression"
+
+
+def test_an_unnamed_row_index_is_left_out(tmp_path: Path) -> None:
+    lines = [",x,y", *(f"{i},{i * 0.5},{i % 2}" for i in range(40))]
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    table = data.load(tmp_path / "t.csv", target="y")
+    assert table.features == ("x",) and "counts the rows" in table.note
+
+
+def test_parquet(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"x": np.linspace(0, 1, 40), "flag": [True, False] * 20, "y": [0, 1] * 20})
+    frame.to_parquet(tmp_path / "t.parquet")
+    table = data.load(tmp_path / "t.parquet", target="y")
+    assert table.features == ("x", "flag") and table.task == "classification"
+
+
+def test_npz_layouts(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (40, 8, 8, 3), dtype=np.uint8), np.arange(40) % 4
+    np.savez(tmp_path / "i.npz", x=images, y=labels)
+    assert data.load(tmp_path / "i.npz").train_inputs.shape[1:] == (3, 8, 8)
+    np.savez(tmp_path / "t.npz", x=rng.normal(size=(40, 5)), price=rng.normal(size=40))
+    assert data.load(tmp_path / "t.npz", target="price").task == "regression"
+    np.savez(tmp_path / "s.npz", x_train=images, y_train=labels, x_test=images[:10] // 2,
+             y_test=labels[:10])  # fmt: skip
+    assert len(data.load(tmp_path / "s.npz").test_target) == 10
+
+
+@pytest.mark.parametrize(
+    ("text", "target", "message"),
+    [
+        ("", "y", "is empty"),
+        ("x,y\n", "y", "needs at least 10 rows, got 0"),
+        ("x,y\n1,2\n", "y", "needs at least 10 rows, got 1"),
+        ("x,y\n" + "1,2\n" * 20, "y", "single value|single class"),
+        ("x,y\n" + "1,2\n3,4\n" * 20, "z", "no column 'z'.*Columns: x, y"),
+        ("price,y\n" + "1,2\n3,4\n" * 20, "pric", "Did you mean price"),
+        ("x,y\n" + "1,2\n3,4\n" * 20, None, "--target: x, y"),
+        ("x,y\n" + "1,2\n,4\n" * 20, "y", r"missing values in x \(20 of 40 rows\)"),
+        ("x,t,y\n" + "1,red,2\n3,blue,4\n" * 20, "y", r"not numbers: t \(e\.g\. 'red'\)"),
+        ("x,x,y\n" + "1,2,3\n" * 20, "y", "columns named twice: x"),
+        ("x,y\n" + "inf,2\n3,4\n" * 20, "y", "column x has infinite values"),
+        ("y\n" + "1\n2\n" * 20, "y", "single column"),
+        ("x,y\n" + "".join(f"{i},name{i}\n" for i in range(40)), "y", "too many for classes"),
+        ("x,y\n" + "1,a\n2,b\n" * 20, "y", "only 2 of 40 rows are distinct"),
+    ],
+)  # fmt: skip
+def test_bad_csv(tmp_path: Path, text: str, target: str | None, message: str) -> None:
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(DataError, match=message):
+        data.load(tmp_path / "t.csv", target=target)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"x": np.ones((40, 2))}, "no target array 'y'.*Arrays: x"),
+        ({"y": np.arange(40)}, "no input array 'x'"),
+        ({"x": np.ones((40, 2)), "y": np.arange(39)}, "40 inputs but 39 targets"),
+        ({"x": np.ones((40, 2, 2, 2)), "y": np.arange(40)}, r"shape \[40, 2, 2, 2\]"),
+        ({"x": np.full((40, 2), np.nan), "y": np.arange(40)}, "missing or infinite"),
+        ({"x": np.array(["a"] * 40), "y": np.arange(40)}, "expected numbers"),
+        ({"x": np.array([None] * 40), "y": np.arange(40)}, "allow_pickle"),
+    ],
+)
+def test_bad_npz(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
+    np.savez(tmp_path / "t.npz", **arrays)
+    with pytest.raises(DataError, match=message):
+        data.load(tmp_path / "t.npz")
+
+
+def test_bad_names(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="Did you mean covtype"):
+        data.load("covtyp")
+    with pytest.raises(DataError, match="Known: digits, skin"):
+        data.load("something")
+    with pytest.raises(DataError, match="no such file"):
+        data.load(tmp_path / "absent.csv")
+    with pytest.raises(DataError, match="its own target"):
+        data.load("digits", target="x")
+    with pytest.raises(DataError, match="is a classification set"):
+        data.load("digits", task="regression")
+    with pytest.raises(DataError, match="not a folder"):
+        data.load("skin", data_dir=tmp_path / "absent")
+    with pytest.raises(DataError, match="test_fraction must be between 0 and 1"):
+        data.load("digits", test_fraction=1.0)
+
+
+def test_a_subset_without_a_split_is_split(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    (tmp_path / "fashion_mnist").mkdir()
+    np.savez(
+        tmp_path / "fashion_mnist" / "fashion_mnist_sprite900.npz",
+        x=rng.integers(0, 256, (50, 28, 28), dtype=np.uint8), y=np.arange(50) % 10,
+    )  # fmt: skip
+    recipe = RECIPES["fashion-mnist"]
+    paths = [tmp_path / recipe.local[1][0]]
+    loaded = recipe.build(paths, Split(0.2, 0))
+    assert len(loaded.test_target) == 10 and "subset" in loaded.note
