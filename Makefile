@@ -24,15 +24,15 @@ $(VENV)/.requirements: requirements.txt
 	@touch $@
 
 bench: build
-	$(BIN)/python -m pytest bench -o python_files='bench_*.py' --benchmark-only
+	$(BIN)/python -m pytest bench -q -o python_files="bench_*.py" -o python_functions="bench_*" -o pythonpath="bench tests" --benchmark-only --benchmark-disable-gc
 
 bench-quick: build
-	FASTSEL_BENCH_QUICK=1 $(BIN)/python -m pytest bench -o python_files='bench_*.py' --benchmark-only
+	FASTSEL_BENCH_QUICK=1 $(BIN)/python -m pytest bench -q -o python_files="bench_*.py" -o python_functions="bench_*" -o pythonpath="bench tests" --benchmark-only --benchmark-disable-gc
 
 lint: build
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/mypy && MYPYPATH=tests $(BIN)/mypy bench
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
 
 format: build

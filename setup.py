@@ -1,6 +1,7 @@
 """Packages what CMakeLists.txt builds; everything else is in pyproject.toml.
 
-The op libraries hold no Python, so a wheel is tagged for a platform and for every Python 3: py3-none-linux_x86_64.
+The op libraries hold no Python, so a wheel is tagged for a platform and for every Python 3:
+py3-none-linux_x86_64.
 """
 
 from __future__ import annotations
@@ -31,19 +32,23 @@ class CMakeBuild(build_ext):
             "FASTSEL_TESTS": "ON" if self.inplace else "OFF",
         }
         settings |= {name: os.environ[name] for name in CMAKE_VARIABLES if name in os.environ}
-        # A CUDA build takes its compiler from CUDA_HOME where that is set, as torch's own extensions do.
+        # A CUDA build takes its compiler from CUDA_HOME where that is set, as torch's own
+        # extensions do.
         if "CUDA_HOME" in os.environ:
             settings["CMAKE_CUDA_COMPILER"] = str(Path(os.environ["CUDA_HOME"]) / "bin" / "nvcc")
         options = [f"-D{name}={value}" for name, value in settings.items()]
         try:
-            subprocess.run(["cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", *options], check=True)
+            subprocess.run(
+                ["cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", *options], check=True
+            )
             subprocess.run(["cmake", "--build", str(build)], check=True)
         except FileNotFoundError:
             sys.exit("fastsel: cmake was not found: pip install cmake ninja")
         except subprocess.CalledProcessError as error:
             sys.exit(
-                "fastsel: the native build failed; the reason stands above. It needs a C++20 compiler (g++ >= 12 or "
-                f"clang >= 15), torch >= 2.10, cmake >= 3.25 and ninja. ({error})"
+                "fastsel: the native build failed; the reason stands above. It needs a C++20 "
+                "compiler (g++ >= 12 or clang >= 15), torch >= 2.10, cmake >= 3.25 and ninja. "
+                f"({error})"
             )
 
     def get_outputs(self) -> list[str]:

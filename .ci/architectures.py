@@ -1,7 +1,8 @@
 """Fails unless a CUDA library holds machine code for sm_80, sm_90 and sm_100, and PTX for the last.
 
-Reads the fat binaries in the library itself, since a toolkit may come without cuobjdump: each begins with a magic number and
-a header, and holds entries of a kind (1 PTX, 2 machine code) for an architecture.
+Reads the fat binaries in the library itself, since a toolkit may come without cuobjdump: each
+begins with a magic number and a header, and holds entries of a kind (1 PTX, 2 machine code) for an
+architecture.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ def entries(image: bytes) -> Counter[tuple[str, int]]:
 
 if __name__ == "__main__":
     found = entries(Path(sys.argv[1]).read_bytes())
-    print(*(f"{kind} sm_{arch}: {count}" for (kind, arch), count in sorted(found.items())), sep=", ")
+    print(
+        *(f"{kind} sm_{arch}: {count}" for (kind, arch), count in sorted(found.items())), sep=", "
+    )
     if set(found) != EXPECTED or len(set(found.values())) != 1:
         sys.exit(f"expected every kernel file for {sorted(EXPECTED)}")

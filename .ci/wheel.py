@@ -16,7 +16,8 @@ PROGRAM = """
 import fastsel, torch
 assert fastsel.__file__.startswith({folder!r}), fastsel.__file__
 scores = fastsel.sample_scores(torch.eye(3), torch.arange(3))
-assert torch.allclose(scores.loss, torch.nn.functional.cross_entropy(torch.eye(3), torch.arange(3), reduction="none"))
+expected = torch.nn.functional.cross_entropy(torch.eye(3), torch.arange(3), reduction="none")
+assert torch.allclose(scores.loss, expected)
 assert fastsel.topk(torch.arange(5.0), 2).indices.tolist() == [4, 3]
 """
 
@@ -28,7 +29,9 @@ def weak_symbols(build: Path) -> list[str]:
     """
     found = []
     for unit in build.glob("CMakeFiles/fastsel_a*.dir/**/*_simd.cpp.o"):
-        listing = subprocess.run(["nm", "-C", unit], check=True, capture_output=True, text=True).stdout
+        listing = subprocess.run(
+            ["nm", "-C", unit], check=True, capture_output=True, text=True
+        ).stdout
         isa = unit.parts[-4].removeprefix("fastsel_").removesuffix(".dir")
         lines = (line for line in listing.splitlines() if " W " in line or " u " in line)
         found += [f"{unit.name} ({isa}): {line}" for line in lines if f"cpu::{isa}::" not in line]

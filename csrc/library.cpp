@@ -9,6 +9,6 @@ STABLE_TORCH_LIBRARY(FASTSEL_NAMESPACE, m) {
       "sample_scores_backward(Tensor grad_loss, Tensor logits, Tensor target, Tensor loss, Tensor "
       "lse, *, int ignore_index=-100) -> Tensor");
   m.def(
-      "topk(Tensor scores, int k, *, bool largest=True, bool sorted=True) -> (Tensor values, "
+      "topk(Tensor scores, SymInt k, *, bool largest=True, bool sorted=True) -> (Tensor values, "
       "Tensor indices)");
 }

@@ -40,7 +40,7 @@ inline void check_scores_backward_arguments(const char* op, const Tensor& grad_l
 
 // Logits as the kernels want them: unit stride along the classes. Rows may lie any distance apart.
 inline Tensor with_unit_column_stride(const Tensor& logits) {
-  return logits.size(1) <= 1 || logits.stride(1) == 1 ? logits : torch::stable::contiguous(logits);
+  return logits.size(1) <= 1 || logits.stride(1) == 1 ? logits : as_contiguous(logits);
 }
 
 }  // namespace fastsel

@@ -3,8 +3,10 @@
 The public names, few:
 
 - `sample_scores`, `topk`: the operators, also as ``torch.ops.fastsel.*``.
-- `SelectiveStep` and the selectors in `fastsel.select`: one training step on the chosen part of a batch.
-- `fastsel.data`, `fastsel.compare`: data sets, and the comparison of strategies behind ``fastsel compare``.
+- `SelectiveStep` and the selectors in `fastsel.select`: one training step on the chosen part of a
+batch.
+- `fastsel.data`, `fastsel.compare`: data sets, and the comparison of strategies behind ``fastsel
+compare``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Finds the native op libraries and loads them into torch, with one clear sentence where that cannot be."""
+"""Loads the native op libraries into torch, or says in one sentence why that cannot be."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def _check_torch() -> None:
 def load() -> tuple[str, ...]:
     """Loads the op libraries once.
 
-    The CUDA library is loaded where it was built and torch has CUDA; without it the CUDA ops are simply not there, and
-    calling one on a CUDA tensor says so.
+    The CUDA library is loaded where it was built and torch has CUDA; without it the CUDA ops are
+    simply not there, and calling one on a CUDA tensor says so.
 
     Returns:
         The backends loaded: ``("cpu",)`` or ``("cpu", "cuda")``.
@@ -44,20 +44,23 @@ def load() -> tuple[str, ...]:
     _check_torch()
     if not _path("cpu").exists():
         raise ImportError(
-            "fastsel's native library is not built: run `pip install --no-build-isolation -e .` in the source folder "
-            "(it needs a C++20 compiler such as g++ >= 12), or install a wheel"
+            "fastsel's native library is not built: run `pip install --no-build-isolation -e .` "
+            "in the source folder (it needs a C++20 compiler such as g++ >= 12), or install a wheel"
         )
     try:
         torch.ops.load_library(str(_path("cpu")))
     except OSError as error:
-        raise ImportError(f"fastsel's native library {_path('cpu').name} does not load: {error}") from error
+        raise ImportError(
+            f"fastsel's native library {_path('cpu').name} does not load: {error}"
+        ) from error
     if torch.version.cuda is None or not _path("cuda").exists():
         return ("cpu",)
     try:
         torch.ops.load_library(str(_path("cuda")))
     except OSError as error:
         raise ImportError(
-            f"fastsel's CUDA library {_path('cuda').name} does not load into torch {torch.__version__}: {error}"
+            f"fastsel's CUDA library {_path('cuda').name} does not load into torch "
+            f"{torch.__version__}: {error}"
         ) from error
     return ("cpu", "cuda")
 
@@ -66,8 +69,9 @@ def build_info() -> dict[str, Any]:
     """What is compiled and what is loaded, for ``fastsel info``.
 
     Returns:
-        A dictionary with ``version``, ``loaded`` (backends), ``compiled`` (backends whose library exists),
-        ``cpu_kernels`` (``avx512``, ``avx2`` or ``baseline``: what this machine runs) and ``library_dir``.
+        A dictionary with ``version``, ``loaded`` (backends), ``compiled`` (backends whose library
+        exists), ``cpu_kernels`` (``avx512``, ``avx2`` or ``baseline``: what this machine runs) and
+        ``library_dir``.
     """
     loaded = load()
     native = ctypes.CDLL(str(_path("cpu")))

@@ -148,9 +148,16 @@ def _info(options: argparse.Namespace) -> int:
             facts[f"GPU {i}"] = f"{torch.cuda.get_device_name(i)} (sm_{major}{minor})"
     else:
         facts["GPU"] = "none that torch can use"
-    facts.update(_library.build_info())
+    code = 0
+    try:
+        native = _library.build_info()
+        native.pop("version")  # shown above
+        facts.update(native)
+    except ImportError as error:  # the versions above help to find out why
+        facts["native ops"] = _one_line(error)
+        code = _FAILED
     width = max(map(len, facts))
     for name, value in facts.items():
         text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
         print(f"{name:<{width}}  {text}")
-    return 0
+    return code

@@ -65,7 +65,8 @@ def sample_scores(
     of Katharopoulos & Fleuret, "Not All Samples Are Created Equal" (ICML 2018), section 3.2, that
     the last layer alone decides. Losses and gradient norms of samples that the model has learnt
     well keep their relative precision: the target's term stays out of the running sums, so nothing
-    cancels.
+    cancels. So does their entropy; where one wrong class has nearly all the mass, the entropy is
+    exact to about 1e-7 of a nat instead.
 
     ``loss`` equals ``torch.nn.functional.cross_entropy(logits, target, reduction="none")`` and is
     differentiable with respect to `logits`, once; a second derivative raises NotImplementedError.

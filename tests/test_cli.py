@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import fastsel
 from fastsel import cli
-from fastsel.data import optional
 
 
 @pytest.fixture(autouse=True)
@@ -107,7 +107,7 @@ def test_a_missing_package_is_one_clear_line(
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
     write_table()
-    monkeypatch.setattr(optional.importlib, "import_module", absent)
+    monkeypatch.setattr("importlib.import_module", absent)
     assert cli.main(["compare", "points.csv", *FAST]) == 1
     assert "needs rich, which is not installed: pip install 'fastsel[compare]'" in one_line(capsys)
 
@@ -141,13 +141,30 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
         assert word in out
 
 
-def test_ctrl_c_in_a_real_process_keeps_what_is_finished() -> None:
+def test_info_without_the_native_library(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent() -> None:
+        raise ImportError("the native library is not built")
+
+    monkeypatch.setattr("fastsel._library.build_info", absent)
+    assert cli.main(["info"]) == 1
+    out = capsys.readouterr().out
+    assert "the native library is not built" in out and "torch" in out
+
+
+def test_ctrl_c_in_a_real_process_keeps_what_is_finished(monkeypatch: pytest.MonkeyPatch) -> None:
     """A real SIGINT to a real process; the same command then finishes what was left."""
     write_table()
     command = [sys.executable, "-m", "fastsel", "compare", "points.csv", *FAST, "--seeds", "1"]
     long = [*command, "--budget", "1000000steps", "--strategies", "uniform,big_loss"]
     short = [*command, "--strategies", "full,uniform"]
-    assert subprocess.run(short, capture_output=True, text=True).returncode == 0
+    # The package under test, installed or not, whatever the current folder is.
+    root = str(Path(fastsel.__file__).parents[1])
+    monkeypatch.setenv("PYTHONPATH", root)
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")
+    first = subprocess.run(short, capture_output=True, text=True)
+    assert first.returncode == 0, first.stderr
     before = Path("fastsel-compare/points/runs/full-0.json").read_bytes()
     process = subprocess.Popen(long, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -157,7 +174,7 @@ def test_ctrl_c_in_a_real_process_keeps_what_is_finished() -> None:
         assert line, f"ended too early: {seen}"
         seen += line
     process.send_signal(signal.SIGINT)
-    out, error = process.communicate(timeout=120)
+    _, error = process.communicate(timeout=120)
     assert process.returncode == 130, error
     assert "Stopped: 0 of 2 runs are finished and kept" in error and "Traceback" not in error
     assert Path("fastsel-compare/points/runs/full-0.json").read_bytes() == before

@@ -9,7 +9,7 @@ import pytest
 
 from fastsel.compare.intervals import Spread, spread, t_interval
 from fastsel.compare.run import Point, Run
-from fastsel.compare.summary import Row, conclude, goals_by_seed, pair, reach, summarise
+from fastsel.compare.summary import Row, conclude, disturbed, goals_by_seed, pair, reach, summarise
 from fastsel.compare.table import short, with_spread
 
 
@@ -182,11 +182,22 @@ def test_quantiles_are_students() -> None:
         (Spread(0.5, 0.0), "0.500 ± 0"),
         (Spread(0.01234, None), "0.0123"),
         (Spread(123.456, None), "123"),
-        (None, "–"),  # noqa: RUF001
+        (None, "–"),
     ],
 )
 def test_numbers_show_what_is_known(value: Spread | None, text: str) -> None:
     assert with_spread(value) == text
+
+
+def test_a_disturbed_clock_is_noticed() -> None:
+    def timed(mean: float, median: float, seed: int = 0) -> Run:
+        seconds = {"load": 0.0, "score": 0.0, "choose": 0.0, "train": mean * 10}
+        return Run("full", seed, "finished", (Point(10, 10, mean * 10, 1.0),), seconds, median)
+
+    assert not disturbed([timed(1.1, 1.0), timed(1.2, 1.1, 1)])
+    assert disturbed([timed(1.6, 1.0)])
+    assert disturbed([timed(1.0, 1.0), timed(1.6, 1.6, 1)])
+    assert not disturbed([])
 
 
 def test_counts_are_short() -> None:

@@ -149,8 +149,8 @@ def test_an_exception_while_scoring_leaves_everything_alone() -> None:
             raise ArithmeticError("no")
 
     model = Fails()
-    model.inner[1].eval()
-    model.inner[0].weight.grad = torch.ones_like(model.inner[0].weight)
+    model.inner.norm.eval()
+    model.inner.hidden.weight.grad = torch.ones_like(model.inner.hidden.weight)
     before = copy.deepcopy(model)
     flags = [module.training for module in model.modules()]
     step = make_step(model)
@@ -158,5 +158,6 @@ def test_an_exception_while_scoring_leaves_everything_alone() -> None:
         step(*batch())
     assert [module.training for module in model.modules()] == flags
     assert_same_state(model, before)
-    assert torch.equal(model.inner[0].weight.grad, torch.ones_like(model.inner[0].weight))
+    assert model.inner.hidden.weight.grad is not None
+    assert torch.equal(model.inner.hidden.weight.grad, torch.ones_like(model.inner.hidden.weight))
     assert not step.optimizer.state_dict()["state"]

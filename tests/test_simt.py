@@ -28,7 +28,8 @@ def default_settings() -> Iterator[None]:
 @pytest.fixture(params=ORDERS, ids=["forward", "reverse", "random1", "random2"])
 def order(request: pytest.FixtureRequest) -> tuple[int, int]:
     assert simt.set_order(*request.param) == 0
-    return request.param
+    param: tuple[int, int] = request.param
+    return param
 
 
 # ---- warp operations ----
@@ -237,6 +238,16 @@ def test_launch_limits() -> None:
     assert simt.set_device(0, 4096, 1024) == -1
     assert simt.set_device(1, 0, 1024) == -1
     assert simt.set_device(1, 4096, 1023) == -1
+
+
+def test_shared_memory_limits() -> None:
+    simt.static_shared(False, 72 * 1024)
+    with pytest.raises(
+        RuntimeError, match="45056 bytes of static shared memory, the limit is 40960"
+    ):
+        simt.static_shared(True, 0)
+    with pytest.raises(RuntimeError, match="98305 bytes of shared memory a block, the device has"):
+        simt.static_shared(False, 72 * 1024 + 1)
 
 
 # ---- atomics, memory, arithmetic ----

@@ -21,12 +21,12 @@ int64_t rows_per_thread(int64_t classes) { return kGrain / (classes + 1) + 1; }
 
 // Checked before anything is computed: the loops index by target. One pass over [B], next to
 // nothing beside [B, C].
-void check_targets(const int64_t* target, int64_t count, int64_t classes, int64_t ignore_index) {
+void check_targets(const char* op, const int64_t* target, int64_t count, int64_t classes,
+                   int64_t ignore_index) {
   for (int64_t row = 0; row < count; ++row) {
     if (target[row] == ignore_index || (target[row] >= 0 && target[row] < classes)) continue;
-    throw std::out_of_range(message("sample_scores: target must be in [0, ", classes,
-                                    ") or ignore_index ", ignore_index, ", got ", target[row],
-                                    " at position ", row));
+    throw std::out_of_range(message(op, ": target must be in [0, ", classes, ") or ignore_index ",
+                                    ignore_index, ", got ", target[row], " at position ", row));
   }
 }
 
@@ -91,9 +91,9 @@ SampleScores sample_scores_cpu(const Tensor& logits,  // [B, C]
                                const Tensor& target,  // [B]
                                int64_t ignore_index) {
   check_scores_arguments("sample_scores", logits, target);
-  const Tensor x = with_unit_column_stride(logits), y = torch::stable::contiguous(target);
+  const Tensor x = with_unit_column_stride(logits), y = as_contiguous(target);
   const int64_t batch = x.size(0), classes = x.size(1);
-  check_targets(data<int64_t>(y), batch, classes, ignore_index);
+  check_targets("sample_scores", data<int64_t>(y), batch, classes, ignore_index);
   const bool is_double = x.scalar_type() == ScalarType::Double;
   const ScalarType type = is_double ? ScalarType::Double : ScalarType::Float;
   const Tensor loss = empty({batch}, type, x), grad_norm = empty({batch}, type, x);
@@ -130,11 +130,11 @@ Tensor sample_scores_backward_cpu(const Tensor& grad_loss,  // [B]
                                   const Tensor& lse,        // [B]
                                   int64_t ignore_index) {
   check_scores_backward_arguments("sample_scores_backward", grad_loss, logits, target, loss, lse);
-  const Tensor x = with_unit_column_stride(logits), y = torch::stable::contiguous(target);
-  const Tensor grad = torch::stable::contiguous(grad_loss), nll = torch::stable::contiguous(loss);
-  const Tensor log_sum = torch::stable::contiguous(lse);
+  const Tensor x = with_unit_column_stride(logits), y = as_contiguous(target);
+  const Tensor grad = as_contiguous(grad_loss), nll = as_contiguous(loss);
+  const Tensor log_sum = as_contiguous(lse);
   const int64_t batch = x.size(0), classes = x.size(1);
-  check_targets(data<int64_t>(y), batch, classes, ignore_index);
+  check_targets("sample_scores_backward", data<int64_t>(y), batch, classes, ignore_index);
   const Tensor grad_logits = empty({batch, classes}, x.scalar_type(), x);
   if (x.scalar_type() == ScalarType::Double) {
     sample_scores_backward_double(data<double>(grad), x, data<int64_t>(y), data<double>(nll),

@@ -1,10 +1,9 @@
 // sample_scores over a range of rows, for the instruction set this file is compiled for.
 //
-// A row is read from memory once, a tile at a time, into a buffer that stays in the first-level
-// cache; there the tile's maximum is found and then the three sums relative to it. Tiles are merged
-// in double, so a row of 262,144 classes sums as exactly as a short one. In the buffer the target
-// and the padding up to whole vectors stand at -inf, where a class weighs less than 2e-38 of the
-// sum: the loops need neither a tail nor a case for the target.
+// A row is read from memory once, a tile at a time: first the tile's maximum, then, while it is
+// still in the first-level cache, the three sums relative to it. Tiles are merged in double, so a
+// row of 262,144 classes sums as exactly as a short one. The target's lane and the padding of the
+// last vector are read as -inf, where a class weighs less than 2e-38 of the sum.
 
 #include "cpu/scores_simd.h"
 
@@ -17,50 +16,61 @@ namespace {
 
 constexpr int64_t kTile = 4096;  // 16 KB of float32: a third to a half of a first-level cache
 
-// Copies a tile into `buffer` as float32, with `skip` (a position, if inside the tile) and the
-// padding at -inf. Returns the padded length.
-template <class T>
-int64_t fill_tile(const T* values, int64_t count, int64_t skip, float* buffer) {
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) store(buffer + i, load(values + i));
-  for (; i < count; ++i) buffer[i] = to_float(values[i]);
-  if (skip >= 0 && skip < count) buffer[skip] = -INFINITY;
-  for (; i % kLanes != 0; ++i) buffer[i] = -INFINITY;
-  return i;
-}
-
-float tile_max(const float* values, int64_t count) {
-  VecF running = load(values);
-  for (int64_t i = kLanes; i < count; i += kLanes)
-    running = max_or_second(load(values + i), running);
-  return reduce_max(running);
-}
-
-// The state of one tile in float32, whose maximum is its own.
-ScoreState<float> tile_state(const float* values, int64_t count) {
-  const float max = tile_max(values, count);
-  const VecF shift = splat(max == -INFINITY ? 0.0f : max), floor = splat(kScoreFloor);
-  VecF sum{}, sum_sq{}, weighted{};
-  for (int64_t i = 0; i < count; i += kLanes) {
-    const VecF shifted = max_or_second(floor, load(values + i) - shift);
-    const VecF e = exp_in_range(shifted);
-    sum += e;
-    sum_sq += e * e;
-    weighted += shifted * e;
+// Calls f(vector, 0 or 1) for the vectors of values[0, count), with position `skip`, where it lies
+// inside, and the padding of the last one at -inf. The second argument alternates, so that two
+// accumulators can hide the latency of one.
+template <class T, class F>
+FASTSEL_HD void each_vector(const T* values, int64_t count, int64_t skip, F&& f) {
+  const auto run = [&](int64_t i, int64_t end) __attribute__((always_inline)) {
+    for (; i + 2 * kLanes <= end; i += 2 * kLanes) {
+      f(load(values + i), 0);
+      f(load(values + i + kLanes), 1);
+    }
+    if (i + kLanes <= end) f(load(values + i), 0);
+  };
+  const int64_t whole = count / kLanes * kLanes;
+  const bool inside = skip >= 0 && skip < count;
+  const int64_t special = inside ? skip / kLanes * kLanes : whole;
+  run(0, special);
+  if (inside) {
+    const int64_t left = count - special;
+    f(drop_lane(load_padded(values + special, left < kLanes ? left : kLanes), skip - special), 0);
+    run(special + kLanes, whole);
+    if (special == whole) return;
   }
-  return {max, reduce_sum(sum), reduce_sum(sum_sq), reduce_sum(weighted)};
+  if (whole < count) f(load_padded(values + whole, count - whole), 1);
+}
+
+// The state of one tile in float32, whose maximum is its own, without the class at `skip`.
+template <class T>
+ScoreState<float> tile_state(const T* values, int64_t count, int64_t skip) {
+  VecF maxima[2] = {splat(-INFINITY), splat(-INFINITY)};
+  each_vector(values, count, skip, [&](VecF x, int k) __attribute__((always_inline)) {
+    maxima[k] = max_or_second(x, maxima[k]);
+  });
+  const float max = reduce_max(max_or_second(maxima[0], maxima[1]));
+  const VecF shift = splat(max == -INFINITY ? 0.0f : max), floor = splat(kScoreFloor);
+  VecF sum[2]{}, sum_sq[2]{}, weighted[2]{};
+  each_vector(values, count, skip, [&](VecF x, int k) __attribute__((always_inline)) {
+    const VecF shifted = max_or_second(floor, x - shift);
+    const VecF e = exp_in_range(shifted);
+    sum[k] += e;
+    sum_sq[k] += e * e;
+    weighted[k] += shifted * e;
+  });
+  return {max, reduce_sum(sum[0] + sum[1]), reduce_sum(sum_sq[0] + sum_sq[1]),
+          reduce_sum(weighted[0] + weighted[1])};
 }
 
 // The state of a row's classes other than `target`.
 template <class T>
 ScoreState<double> row_state(const T* logits, int64_t classes, int64_t target) {
-  alignas(64) float buffer[kTile];
   ScoreState<double> state;
   for (int64_t begin = 0; begin < classes; begin += kTile) {
     const int64_t count = classes - begin < kTile ? classes - begin : kTile;
-    const ScoreState<float> tile =
-        tile_state(buffer, fill_tile(logits + begin, count, target - begin, buffer));
-    state = merge(state, ScoreState<double>{tile.max, tile.sum, tile.sum_sq, tile.weighted});
+    const ScoreState<float> tile = tile_state(logits + begin, count, target - begin);
+    const ScoreState<double> wide{tile.max, tile.sum, tile.sum_sq, tile.weighted};
+    state = begin == 0 ? wide : merge(state, wide);
   }
   return state;
 }

@@ -16,8 +16,9 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <memory>
+#include <utility>
 
-#include "core/philox.h"
 #include "core/topk_key.h"
 #include "cpu/isa.h"
 #include "cpu/topk_simd.h"
@@ -61,14 +62,43 @@ void filter(const double* values, int64_t count, bool largest, uint64_t threshol
   *kept = n;
 }
 
+// Memory that grows without being initialised: the filter writes whole vectors past what it keeps.
+template <class V>
+class Buffer {
+ public:
+  V* data() { return data_.get(); }
+  const V* data() const { return data_.get(); }
+
+  // Makes room for `capacity` values and keeps the first `used`.
+  void reserve(int64_t capacity, int64_t used) {
+    if (capacity <= capacity_) return;
+    capacity_ = std::max(capacity, 2 * capacity_);
+    std::unique_ptr<V[]> grown(new V[capacity_]);
+    std::copy_n(data_.get(), used, grown.get());
+    data_ = std::move(grown);
+  }
+
+ private:
+  std::unique_ptr<V[]> data_;
+  int64_t capacity_ = 0;
+};
+
+// Keys and where they stand in the row, in ascending order of position.
 template <class K>
 struct Candidates {
-  std::vector<K> keys;
-  std::vector<int64_t> indices;  // ascending
+  Buffer<K> keys;
+  Buffer<int64_t> indices;
+  int64_t size = 0;
+
+  void reserve(int64_t capacity) {
+    keys.reserve(capacity, size);
+    indices.reserve(capacity, size);
+  }
 
   void append(const Candidates& other) {
-    keys.insert(keys.end(), other.keys.begin(), other.keys.end());
-    indices.insert(indices.end(), other.indices.begin(), other.indices.end());
+    std::copy_n(other.keys.data(), other.size, keys.data() + size);
+    std::copy_n(other.indices.data(), other.size, indices.data() + size);
+    size += other.size;
   }
 };
 
@@ -79,29 +109,36 @@ struct Bounds {
   K high = ~K{0};
 };
 
+// Some place in [0, range), the same every time.
+uint64_t scattered(uint32_t i, uint64_t range) {
+  uint32_t hash = i * 0x9E3779B9u;
+  hash = (hash ^ hash >> 15) * 0x85EBCA6Bu;
+  return (hash ^ hash >> 13) * range >> 32;
+}
+
 // The k-th best of a row estimated from a sample of it, four standard deviations to either side.
-// One value is drawn from each of the sample's strata, at a pseudo-random place, so that a periodic
-// row misleads no more than a shuffled one.
+// One value is drawn from each of the sample's strata, at a scattered place, so that a periodic row
+// misleads no more than a shuffled one.
 template <class T>
 Bounds<Key<T>> estimate_bounds(const T* values, int64_t n, int64_t k, bool largest) {
   if (n <= kSmallRow) return {};
   const int64_t size = std::clamp<int64_t>(n / 64, 1024, 16384), stratum = n / size;
   std::vector<Key<T>> sample(size);
   for (int64_t i = 0; i < size; ++i) {
-    const uint64_t offset = philox(0, i).x % static_cast<uint64_t>(stratum);
+    const auto offset = scattered(static_cast<uint32_t>(i), static_cast<uint64_t>(stratum));
     sample[i] = key_of(values[i * stratum + static_cast<int64_t>(offset)], largest);
   }
   const double share = static_cast<double>(k) / n, expected = share * size;
   const double margin = 4 * std::sqrt(expected * (1 - share)) + 4;
   Bounds<Key<T>> bounds;
   auto best_first = std::greater<Key<T>>();
-  const int64_t below = static_cast<int64_t>(expected + margin),
-                above = static_cast<int64_t>(expected - margin);
+  const auto below = static_cast<int64_t>(expected + margin);
   if (below < size) {
     std::nth_element(sample.begin(), sample.begin() + below, sample.end(), best_first);
     bounds.low = sample[below];
   }
-  if (above >= 0) {
+  if (expected >= margin) {
+    const auto above = static_cast<int64_t>(expected - margin);
     const auto end = sample.begin() + std::min(below, size);
     std::nth_element(sample.begin(), sample.begin() + above, end, best_first);
     bounds.high = sample[above];
@@ -109,20 +146,22 @@ Bounds<Key<T>> estimate_bounds(const T* values, int64_t n, int64_t k, bool large
   return bounds;
 }
 
-// Appends the candidates of values[begin, end). Of those equal to the threshold only the first k
-// can be chosen, so a row of equal values does not pile them up.
+// The candidates of values[begin, end). Of those equal to the threshold only the first k can be
+// chosen, so a row of equal values does not pile them up.
 template <class T>
 void collect_candidates(const T* values, int64_t begin, int64_t end, int64_t k, bool largest,
                         Key<T> threshold, Candidates<Key<T>>& out) {
-  Key<T> keys[kFilterBlock + kFilterSlack];
   uint32_t offsets[kFilterBlock + kFilterSlack];
-  int64_t equal = 0;
   const Key<T> first_threshold = threshold;
+  int64_t equal = 0;
   for (int64_t i = begin; i < end; i += kFilterBlock) {
+    out.reserve(out.size + kFilterBlock + kFilterSlack);
+    Key<T>* keys = out.keys.data() + out.size;
+    int64_t* indices = out.indices.data() + out.size;
     int64_t kept = 0;
     filter(values + i, std::min(kFilterBlock, end - i), largest, threshold, keys, offsets, &kept);
-    out.keys.insert(out.keys.end(), keys, keys + kept);
-    for (int64_t j = 0; j < kept; ++j) out.indices.push_back(i + offsets[j]);
+    for (int64_t j = 0; j < kept; ++j) indices[j] = i + offsets[j];
+    out.size += kept;
     if (threshold != first_threshold) continue;
     equal += std::count(keys, keys + kept, threshold);
     if (equal >= k) {
@@ -147,6 +186,9 @@ Candidates<Key<T>> find_candidates(const T* values, int64_t n, int64_t k, bool l
                          found[c]);
     }
   });
+  int64_t size = 0;
+  for (const auto& chunk : found) size += chunk.size;
+  all.reserve(size);
   for (const auto& chunk : found) all.append(chunk);
   return all;
 }
@@ -159,31 +201,73 @@ struct Cut {
 };
 
 template <class K>
-Cut<K> find_cut(const std::vector<K>& keys, int64_t k, K high) {
-  // Most survivors are surely in; only those in the band up to `high` have to be put in order.
-  std::vector<K> band;
-  int64_t above = std::count_if(keys.begin(), keys.end(), [=](K key) { return key > high; });
+Cut<K> find_cut(const K* keys, int64_t size, int64_t k, K high) {
+  // Most candidates are surely in; only those in the band up to `high` have to be put in order.
+  std::vector<K> band(size);
+  int64_t in_band = 0;
+  for (int64_t i = 0; i < size; ++i) {
+    band[in_band] = keys[i];
+    in_band += keys[i] <= high;
+  }
+  int64_t above = size - in_band;
   if (above >= k) {
-    band = keys;
+    std::copy_n(keys, size, band.begin());
+    in_band = size;
     above = 0;
-  } else {
-    std::copy_if(keys.begin(), keys.end(), std::back_inserter(band),
-                 [=](K key) { return key <= high; });
   }
   const auto kth = band.begin() + (k - above - 1);
-  std::nth_element(band.begin(), kth, band.end(), std::greater<K>());
+  std::nth_element(band.begin(), kth, band.begin() + in_band, std::greater<K>());
   const int64_t better = std::count_if(band.begin(), kth, [=](K key) { return key > *kth; });
   return {*kth, k - above - better};
 }
 
-// Puts the chosen, which stand in index order, in order of their keys, best first; equal keys stay
-// in index order.
+// Leaves the candidates that are among the k best, still in order of position.
 template <class K>
-void sort_by_key(std::vector<K>& keys, std::vector<int64_t>& indices) {
-  std::vector<std::pair<K, int64_t>> pairs(keys.size());
-  for (size_t i = 0; i < pairs.size(); ++i) pairs[i] = {static_cast<K>(~keys[i]), indices[i]};
-  std::sort(pairs.begin(), pairs.end());
-  for (size_t i = 0; i < pairs.size(); ++i) indices[i] = pairs[i].second;
+void keep_best(Candidates<K>& candidates, Cut<K> cut) {
+  K* keys = candidates.keys.data();
+  int64_t* indices = candidates.indices.data();
+  int64_t kept = 0, equal = 0;
+  for (int64_t i = 0; i < candidates.size; ++i) {  // without branches: they would be coin tosses
+    const K key = keys[i];
+    const bool take = (key > cut.key) | ((key == cut.key) & (equal < cut.equal));
+    equal += key == cut.key;
+    keys[kept] = key;
+    indices[kept] = indices[i];
+    kept += take;
+  }
+  candidates.size = kept;
+}
+
+// Orders the chosen by key, best first: a radix sort from the last digit, which is stable, so equal
+// keys stay in order of position.
+template <class K>
+void sort_by_key(Candidates<K>& chosen) {
+  constexpr int kDigits = sizeof(K);
+  const int64_t size = chosen.size;
+  int64_t counts[kDigits][256] = {};
+  for (int64_t i = 0; i < size; ++i) {
+    for (int d = 0; d < kDigits; ++d)
+      ++counts[d][static_cast<uint8_t>(~chosen.keys.data()[i] >> 8 * d)];
+  }
+  Candidates<K> sorted;
+  sorted.reserve(size);
+  for (int d = 0; d < kDigits; ++d) {
+    int64_t start = 0;
+    bool one_digit = false;
+    for (int64_t& count : counts[d]) {
+      one_digit |= count == size;
+      start += std::exchange(count, start);
+    }
+    if (one_digit) continue;
+    for (int64_t i = 0; i < size; ++i) {
+      const K key = chosen.keys.data()[i];
+      const int64_t at = counts[d][static_cast<uint8_t>(~key >> 8 * d)]++;
+      sorted.keys.data()[at] = key;
+      sorted.indices.data()[at] = chosen.indices.data()[i];
+    }
+    std::swap(chosen.keys, sorted.keys);
+    std::swap(chosen.indices, sorted.indices);
+  }
 }
 
 template <class T>
@@ -191,28 +275,14 @@ void topk_row(const T* row,  // [N]
               int64_t n, int64_t k, bool largest, bool sorted,
               T* values,  // [k]
               int64_t* indices) {
-  if (k == 0) return;
   const auto bounds = estimate_bounds(row, n, k, largest);
   auto candidates = find_candidates(row, n, k, largest, bounds.low);
-  if (static_cast<int64_t>(candidates.keys.size()) < k) {
-    candidates = find_candidates(row, n, k, largest, Key<T>{0});
-  }
-  const auto cut = find_cut(candidates.keys, k, bounds.high);
-  std::vector<Key<T>> keys;
-  std::vector<int64_t> chosen;
-  keys.reserve(k);
-  chosen.reserve(k);
-  int64_t equal_left = cut.equal;
-  for (size_t i = 0; i < candidates.keys.size(); ++i) {
-    const Key<T> key = candidates.keys[i];
-    if (key < cut.key || (key == cut.key && equal_left-- <= 0)) continue;
-    keys.push_back(key);
-    chosen.push_back(candidates.indices[i]);
-  }
-  if (sorted) sort_by_key(keys, chosen);
+  if (candidates.size < k) candidates = find_candidates(row, n, k, largest, Key<T>{0});
+  keep_best(candidates, find_cut(candidates.keys.data(), candidates.size, k, bounds.high));
+  if (sorted) sort_by_key(candidates);
   for (int64_t i = 0; i < k; ++i) {
-    indices[i] = chosen[i];
-    values[i] = row[chosen[i]];
+    indices[i] = candidates.indices.data()[i];
+    values[i] = row[indices[i]];
   }
 }
 
@@ -240,7 +310,7 @@ void topk_rows(const Tensor& scores, int64_t n, int64_t k, bool largest, bool so
 std::tuple<Tensor, Tensor> topk_cpu(const Tensor& scores,  // [..., N]
                                     int64_t k, bool largest, bool sorted) {
   check_topk_arguments(scores, k);
-  const Tensor x = torch::stable::contiguous(scores);
+  const Tensor x = as_contiguous(scores);
   const auto [values, indices] = empty_topk(x, k);
   const int64_t n = x.size(x.dim() - 1);
   const bool nothing = k == 0 || x.numel() == 0;

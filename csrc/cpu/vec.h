@@ -6,6 +6,7 @@
 // (maximum, movemask, compress) are here.
 #pragma once
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 
@@ -80,6 +81,26 @@ FASTSEL_HD void store(Half* p, VecF v) {
 }
 #endif
 
+// `count` values (at most a vector), other lanes -inf.
+template <class T>
+FASTSEL_HD VecF load_padded(const T* p, int64_t count) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) {
+    const __m512 padding = _mm512_set1_ps(-INFINITY);
+    return (VecF)_mm512_mask_loadu_ps(padding, static_cast<__mmask16>((1u << count) - 1), p);
+  }
+#endif
+  VecF v = splat(-INFINITY);
+  for (int64_t i = 0; i < kLanes && i < count; ++i) v[i] = to_float(p[i]);
+  return v;
+}
+
+// v with lane i at -inf.
+FASTSEL_HD VecF drop_lane(VecF v, int64_t i) {
+  v[i] = -INFINITY;
+  return v;
+}
+
 // The larger of each lane; where one is NaN, the second.
 FASTSEL_HD VecF max_or_second(VecF a, VecF b) {
 #if defined(__AVX512F__)
@@ -111,19 +132,23 @@ FASTSEL_HD float reduce_sum(VecF v) {
 #endif
 }
 
-// exp(x) for x in [-87, 88], to 1 ulp or so; NaN stays NaN. Cody-Waite reduction by ln 2, then the
-// Taylor polynomial of degree 7 on |r| <= ln(2)/2, whose remainder is 5e-9 relative.
+// exp(x) for x in [-87, 88], to 1 ulp near 0 and 2e-7 relative at the ends; NaN stays NaN, and
+// exp(0) is 1. The argument is reduced by a multiple of ln 2; the polynomial is the minimax one of
+// degree 6 for |r| <= ln(2)/2, 4e-9 relative.
 FASTSEL_HD VecF exp_in_range(VecF x) {
   const float kRound = 0x1.8p23f;  // adding it leaves the nearest integer in the low bits
   const VecF shifted = x * 1.44269504088896341f + kRound;
   const VecF n = shifted - kRound;
-  const VecF r = (x - n * 0.693145751953125f) - n * 1.42860682030941723212e-6f;
-  VecF p = splat(1.0f / 5040);
-  p = p * r + 1.0f / 720;
-  p = p * r + 1.0f / 120;
-  p = p * r + 1.0f / 24;
-  p = p * r + 1.0f / 6;
-  p = p * r + 0.5f;
+#if defined(__FMA__)
+  const VecF r = x - n * 0.693147180559945309f;  // fused: the product is not rounded
+#else
+  const VecF r = (x - n * 0.693145751953125f) - n * 1.42860682030941723212e-6f;  // Cody-Waite
+#endif
+  VecF p = splat(0x1.6a2256p-10f);
+  p = p * r + 0x1.123b02p-7f;
+  p = p * r + 0x1.5558f8p-5f;
+  p = p * r + 0x1.555490p-3f;
+  p = p * r + 0x1.fffffcp-2f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
   const VecI exponent =

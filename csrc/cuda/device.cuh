@@ -59,7 +59,4 @@ namespace fastsel::cuda {
 inline constexpr int kWarpSize = 32;
 inline constexpr unsigned kFullMask = 0xffffffffu;
 
-// Shared memory every block may have without asking for more, on every architecture.
-inline constexpr int kDefaultSharedBytes = 48 * 1024;
-
 }  // namespace fastsel::cuda

@@ -20,12 +20,15 @@ namespace fastsel::cuda {
 
 // ---- shared memory ----
 
-// The block's one object of type T; its content is undefined until written. Static, so at most 48
-// KB a kernel.
+// What a kernel's block_shared objects may take together: 48 KB on a GPU less 8 KB, the dynamic
+// shared memory that then needs no further call at a launch. The host emulation checks the sum.
+inline constexpr size_t kMaxStaticSharedBytes = 40 * 1024;
+
+// The block's one object of type T; its content is undefined until written.
 template <class T>
 __device__ __forceinline__ T& block_shared() {
   static_assert(std::is_trivially_default_constructible_v<T> &&
-                std::is_trivially_destructible_v<T>);
+                std::is_trivially_destructible_v<T> && sizeof(T) <= kMaxStaticSharedBytes);
   __shared__ T storage;
   return storage;
 }
@@ -155,11 +158,11 @@ inline int device_attribute(cudaDeviceAttr attribute) {
   return value;
 }
 
-// A block gets more than 48 KB of dynamic shared memory only where the kernel asked for it
-// beforehand.
+// Static and dynamic shared memory together may pass 48 KB only where the kernel asked for it
+// beforehand; block_shared takes at most kMaxStaticSharedBytes of them.
 template <class Kernel>
 void allow_shared_bytes(Kernel kernel, size_t shared_bytes) {
-  if (shared_bytes <= 48 * 1024) return;
+  if (shared_bytes <= 48 * 1024 - kMaxStaticSharedBytes) return;
   check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                              cudaFuncAttributeMaxDynamicSharedMemorySize,
                              static_cast<int>(shared_bytes)),

@@ -65,7 +65,7 @@ SampleScores sample_scores_cuda(const Tensor& logits,  // [B, C]
                                 int64_t ignore_index) {
   check_scores_arguments("sample_scores", logits, target);
   const DeviceGuard guard(logits);
-  const Tensor x = with_unit_column_stride(logits), y = torch::stable::contiguous(target);
+  const Tensor x = with_unit_column_stride(logits), y = as_contiguous(target);
   const int64_t batch = x.size(0);
   const Tensor loss = empty({batch}, ScalarType::Float, x),
                grad_norm = empty({batch}, ScalarType::Float, x);
@@ -91,9 +91,9 @@ Tensor sample_scores_backward_cuda(const Tensor& grad_loss,  // [B]
                                    int64_t ignore_index) {
   check_scores_backward_arguments("sample_scores_backward", grad_loss, logits, target, loss, lse);
   const DeviceGuard guard(logits);
-  const Tensor x = with_unit_column_stride(logits), y = torch::stable::contiguous(target);
-  const Tensor grad = torch::stable::contiguous(grad_loss), nll = torch::stable::contiguous(loss);
-  const Tensor log_sum = torch::stable::contiguous(lse);
+  const Tensor x = with_unit_column_stride(logits), y = as_contiguous(target);
+  const Tensor grad = as_contiguous(grad_loss), nll = as_contiguous(loss);
+  const Tensor log_sum = as_contiguous(lse);
   const int64_t batch = x.size(0), classes = x.size(1);
   const Tensor grad_logits = empty({batch, classes}, x.scalar_type(), x);
   dispatch_floating("sample_scores_backward", "logits", x.scalar_type(), [&](auto tag) {

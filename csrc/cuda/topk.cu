@@ -1,8 +1,8 @@
 // topk on CUDA tensors (and, compiled for the host emulation, on CPU tensors): see topk.cuh.
 #include <array>
+#include <optional>
 #include <tuple>
 
-#include "cuda/launch_scope.h"
 #include "cuda/topk_launch.h"
 #include "topk.h"
 
@@ -27,7 +27,7 @@ Rows as_rows(const Tensor& scores) {
   const bool unit = columns <= 1 || scores.stride(-1) == 1;
   if (unit && scores.dim() == 1) return {scores, count, columns, columns};
   if (unit && scores.dim() == 2) return {scores, count, columns, scores.stride(0)};
-  return {torch::stable::contiguous(scores), count, columns, columns};
+  return {as_contiguous(scores), count, columns, columns};
 }
 
 // aten::sort(self, *, stable, dim, descending), of which only the permutation is wanted.
@@ -50,6 +50,11 @@ Tensor gather_last(const Tensor& source, const Tensor& index) {
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
+template <class T>
+T* optional_data(const std::optional<Tensor>& tensor) {
+  return tensor ? mutable_data<T>(*tensor) : nullptr;
+}
+
 }  // namespace
 
 // scores: [..., N]; returns values [..., k] and indices [..., k].
@@ -58,7 +63,7 @@ std::tuple<Tensor, Tensor> topk_cuda(const Tensor& scores, int64_t k, bool large
   const int64_t columns = scores.size(-1);
   FASTSEL_CHECK(columns <= kMaxColumns, "topk: the last dimension must be at most ", kMaxColumns,
                 ", got ", columns);
-  const LaunchScope scope(scores);
+  const DeviceGuard guard(scores);
   auto [values, indices] = empty_topk(scores, k);
   dispatch_floating(
       "topk", "scores", scores.scalar_type(),
@@ -70,9 +75,12 @@ std::tuple<Tensor, Tensor> topk_cuda(const Tensor& scores, int64_t k, bool large
         const cuda::TopkPlan plan = cuda::choose_topk_plan<T>(
             rows.count, static_cast<unsigned>(columns), static_cast<unsigned>(k), sort_here,
             {cuda::multiprocessor_count(), cuda::max_shared_bytes_per_block()});
-        const Tensor workspace = empty({plan.workspace_words}, ScalarType::Int, scores);
-        const Tensor entries = empty({plan.entries}, ScalarType::Long, scores);
-        Tensor ranks = empty({sort_later ? rows.count * k : 0}, ScalarType::Int, scores);
+        // An allocation costs as much as a short kernel, so there is none that is not needed.
+        std::optional<Tensor> entries, workspace, ranks;
+        if (plan.entries) entries = empty({plan.entries}, ScalarType::Long, scores);
+        if (plan.workspace_words)
+          workspace = empty({plan.workspace_words}, ScalarType::Int, scores);
+        if (sort_later) ranks = torch::stable::new_empty(indices, indices.sizes(), ScalarType::Int);
         cuda::TopkArguments<T> arguments{};
         arguments.scores = data<T>(rows.tensor);
         arguments.row_stride = rows.stride;
@@ -82,13 +90,13 @@ std::tuple<Tensor, Tensor> topk_cuda(const Tensor& scores, int64_t k, bool large
         arguments.largest = largest;
         arguments.values = mutable_data<T>(values);
         arguments.indices = mutable_data<int64_t>(indices);
-        arguments.ranks = sort_later ? mutable_data<int>(ranks) : nullptr;
-        cuda::launch_topk(arguments, plan, mutable_data<unsigned>(workspace),
-                          mutable_data<unsigned long long>(entries), scope.stream());
+        arguments.ranks = optional_data<int>(ranks);
+        cuda::launch_topk(arguments, plan, optional_data<unsigned>(workspace),
+                          optional_data<unsigned long long>(entries), current_stream(scores));
         if (!sort_later) return;
         // Results come in index order, so a stable sort breaks ties by index. The ranks and not the
         // values are sorted, because torch's sorts disagree about NaNs with a sign.
-        const Tensor order = stable_argsort(torch::stable::view(ranks, values.sizes()));
+        const Tensor order = stable_argsort(*ranks);
         values = gather_last(values, order);
         indices = gather_last(indices, order);
       });

@@ -70,7 +70,6 @@ __device__ __forceinline__ void write_result(const TopkArguments<T>& a, int64_t 
 template <class T>
 __device__ void write_sorted(const TopkArguments<T>& a, int64_t row, unsigned long long* entries) {
   sort_descending(entries, a.sort_size);
-  __syncthreads();
   for (unsigned i = threadIdx.x; i < a.k; i += blockDim.x) {
     const unsigned long long entry = entries[i];
     write_result(a, row, i, static_cast<unsigned>(entry >> 32), sort_entry_column(entry));
@@ -113,10 +112,7 @@ __device__ __forceinline__ void topk_rows_of_block(const TopkArguments<T>& a) {
                     write_result(a, row, position, key, column);
                 });
     __syncthreads();
-    if (a.sort_size) {
-      write_sorted(a, row, entries);
-      __syncthreads();
-    }
+    if (a.sort_size) write_sorted(a, row, entries);
   }
 }
 
@@ -139,11 +135,11 @@ __global__ void __launch_bounds__(kTopkSharedThreads) topk_shared_kernel(TopkArg
 
 struct TopkGridShape {
   unsigned blocks_per_row;  // if more than one, gridDim.x = rows * blocks_per_row
-  unsigned chunk;        // columns a block, whole steps for each of its warps
-  bool chunk_in_shared;  // else shared memory holds lists of `listed` entries a warp
+  unsigned chunk;           // columns a block, whole steps for each of its warps
+  bool chunk_in_shared;     // else shared memory holds lists of `listed` entries a warp
   unsigned listed;
   unsigned* workspace;  // [rows, topk_workspace_words(blocks_per_row)], cleared by the kernel
-  unsigned long long* entries;  // [rows, k] if the kernel sorts
+  unsigned long long* entries;  // [rows, k] if the kernel sorts; of one block a row [blocks, k]
 };
 
 inline constexpr unsigned kTopkBins = 1u << kTopkDigitBits;
@@ -218,13 +214,15 @@ class ChunkKeys {
   Home home_;
 };
 
-// The block whose results are the row's last sorts them; true in all its threads.
+// Called after a barrier that follows the block's last entry: true in all threads of the block that
+// comes to this point last of those that share the row. It sorts.
 __device__ __forceinline__ bool last_of_row(unsigned* finished, unsigned blocks,
                                             bool& shared_last) {
   if (blocks == 1) return true;
-  __threadfence();  // this thread's entries before the count
-  __syncthreads();
-  if (threadIdx.x == 0) shared_last = atomicAdd(finished, 1u) == blocks - 1;
+  if (threadIdx.x == 0) {
+    __threadfence();  // the block's entries before the count
+    shared_last = atomicAdd(finished, 1u) == blocks - 1;
+  }
   __syncthreads();
   __threadfence();  // the count before the others' entries
   return shared_last;
@@ -301,7 +299,7 @@ __global__ void __launch_bounds__(kTopkGridThreads, 1)
       above += __reduce_add_sync(kFullMask, above_before);
       equal += __reduce_add_sync(kFullMask, equal_before);
     }
-    unsigned long long* row_entries = shape.entries + row * a.k;
+    unsigned long long* row_entries = shape.entries + (many ? row : int64_t{blockIdx.x}) * a.k;
     emit_chosen(keys, threshold, above, equal,
                 [&](unsigned position, unsigned key, unsigned column) {
                   if (a.sort_size)
@@ -316,7 +314,7 @@ __global__ void __launch_bounds__(kTopkGridThreads, 1)
         entries[i] = i < a.k ? row_entries[i] : 0;
       __syncthreads();
       write_sorted(a, row, entries);
-      __syncthreads();
+      __syncthreads();  // before the next row's keys take the entries' place
     }
   }
 }

@@ -176,7 +176,7 @@ __device__ __forceinline__ unsigned sort_entry_column(unsigned long long entry) 
 
 // Sorts entries[0..size) in shared memory, largest first; size is a power of two. Bitonic: the
 // pairs of a step with a stride of at most 32 lie within 64 neighbours that always belong to one
-// warp, so a warp barrier does there. The caller puts barriers before and after.
+// warp, so a warp barrier does there. The caller puts a barrier before; one comes last.
 __device__ inline void sort_descending(unsigned long long* entries, unsigned size) {
   for (unsigned run = 2; run <= size; run *= 2) {
     for (unsigned stride = run / 2; stride > 0; stride /= 2) {
@@ -189,7 +189,8 @@ __device__ inline void sort_descending(unsigned long long* entries, unsigned siz
         }
       }
       const unsigned next = stride > 1 ? stride / 2 : run;
-      if (stride > kWarpSize || next > kWarpSize)
+      const bool last = stride == 1 && run == size;
+      if (stride > kWarpSize || next > kWarpSize || last)
         __syncthreads();
       else
         __syncwarp();

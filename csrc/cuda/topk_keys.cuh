@@ -24,6 +24,13 @@ struct WarpSegment {
   unsigned begin, end;
 };
 
+// How many of the V columns from `first` on lie before `end`.
+template <int V>
+__device__ __forceinline__ int valid_columns(unsigned first, unsigned end) {
+  if (first >= end) return 0;
+  return end - first < V ? static_cast<int>(end - first) : V;
+}
+
 // A row and how its values turn into keys.
 template <class T>
 struct TopkRow {
@@ -34,14 +41,29 @@ struct TopkRow {
   __device__ TopkRow(const T* row, bool largest_first)
       : scores(row), largest(largest_first), aligned(reinterpret_cast<uintptr_t>(row) % 16 == 0) {}
 
-  __device__ __forceinline__ Vector<T, kKeysPerLoad<T>> load(unsigned first, int valid) const {
+  // Loads the columns from first(0), first(1), ... on, V each, those from `end` on left zero. All
+  // loads are under way before one of them is needed: that takes predicates where it can, not
+  // branches.
+  template <int kLoads, class First>
+  __device__ __forceinline__ void load(First first, unsigned end,
+                                       Vector<T, kKeysPerLoad<T>> (&values)[kLoads]) const {
     constexpr int V = kKeysPerLoad<T>;
-    if (aligned && valid == V) return load_vector<V>(scores + first);
-    Vector<T, V> out{};
     FASTSEL_UNROLL
-    for (int v = 0; v < V; ++v)
-      if (v < valid) out[v] = scores[first + v];
-    return out;
+    for (int l = 0; l < kLoads; ++l) values[l] = {};
+    if (aligned) {
+      FASTSEL_UNROLL
+      for (int l = 0; l < kLoads; ++l)
+        if (valid_columns<V>(first(l), end) == V) values[l] = load_vector<V>(scores + first(l));
+      if (end % V == 0) return;
+    }
+    FASTSEL_UNROLL
+    for (int l = 0; l < kLoads; ++l) {
+      const int valid = valid_columns<V>(first(l), end);
+      if (aligned && valid == V) continue;
+      FASTSEL_UNROLL
+      for (int v = 0; v < V; ++v)
+        if (v < valid) values[l][v] = scores[first(l) + v];
+    }
   }
 
   template <int V>
@@ -50,13 +72,6 @@ struct TopkRow {
     for (int v = 0; v < V; ++v) keys[v] = topk_key(values[v], largest);
   }
 };
-
-// How many of the V columns from `first` on lie before `end`.
-template <int V>
-__device__ __forceinline__ int valid_columns(unsigned first, unsigned end) {
-  if (first >= end) return 0;
-  return end - first < V ? static_cast<int>(end - first) : V;
-}
 
 __device__ __forceinline__ unsigned lane_index() { return threadIdx.x % kWarpSize; }
 __device__ __forceinline__ unsigned warp_index() { return threadIdx.x / kWarpSize; }
@@ -71,11 +86,10 @@ class RegisterKeys {
 
   __device__ RegisterKeys(const TopkRow<T>& row, WarpSegment segment, void* /*shared*/)
       : segment_(segment) {
+    Vector<T, V> values[kLoads];
+    row.load([this](int l) { return column(l); }, segment_.end, values);
     FASTSEL_UNROLL
-    for (int l = 0; l < kLoads; ++l) {
-      const unsigned first = column(l);
-      row.to_keys(row.load(first, valid_columns<V>(first, segment_.end)), keys_[l]);
-    }
+    for (int l = 0; l < kLoads; ++l) row.to_keys(values[l], keys_[l]);
   }
 
   template <class F>
@@ -111,18 +125,16 @@ class GlobalKeys {
   __device__ __forceinline__ void for_each(F&& f) const {
     constexpr unsigned kStep = kWarpSize * V;
     for (unsigned base = segment_.begin; base < segment_.end; base += kStep * kInFlight) {
+      const auto column = [base](int i) {
+        return base + static_cast<unsigned>(i) * kStep + lane_index() * V;
+      };
       Vector<T, V> values[kInFlight];
+      row_.load(column, segment_.end, values);
       FASTSEL_UNROLL
       for (int i = 0; i < kInFlight; ++i) {
-        const unsigned first = base + static_cast<unsigned>(i) * kStep + lane_index() * V;
-        values[i] = row_.load(first, valid_columns<V>(first, segment_.end));
-      }
-      FASTSEL_UNROLL
-      for (int i = 0; i < kInFlight; ++i) {
-        const unsigned first = base + static_cast<unsigned>(i) * kStep + lane_index() * V;
         unsigned keys[V];
         row_.to_keys(values[i], keys);
-        f(keys, first, valid_columns<V>(first, segment_.end));
+        f(keys, column(i), valid_columns<V>(column(i), segment_.end));
       }
     }
   }

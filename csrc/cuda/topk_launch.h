@@ -81,9 +81,10 @@ TopkPlan choose_topk_plan(int64_t rows, unsigned columns, unsigned k, bool sort,
   const int64_t useful = (int64_t{columns} + kTopkMinChunk - 1) / kTopkMinChunk;
   const int64_t share = std::clamp<int64_t>(capacity / rows, 1, useful);
   TopkGridShape& shape = plan.shape;
-  shape.chunk = round_up<unsigned>(static_cast<unsigned>((columns + share - 1) / share),
-                                   kTopkGridThreads * kKeysPerLoad<T>);
-  shape.blocks_per_row = (columns + shape.chunk - 1) / shape.chunk;
+  const auto chunk =
+      round_up<int64_t>((columns + share - 1) / share, kTopkGridThreads * kKeysPerLoad<T>);
+  shape.chunk = static_cast<unsigned>(chunk);
+  shape.blocks_per_row = static_cast<unsigned>((columns + chunk - 1) / chunk);
   shape.chunk_in_shared = shape.chunk * sizeof(Key) <= room;
   shape.listed =
       static_cast<unsigned>(room / (kTopkGridThreads / kWarpSize) / sizeof(KeyAndColumn));
@@ -93,9 +94,9 @@ TopkPlan choose_topk_plan(int64_t rows, unsigned columns, unsigned k, bool sort,
       sort_bytes, shape.chunk_in_shared
                       ? shape.chunk * sizeof(Key)
                       : shape.listed * sizeof(KeyAndColumn) * (kTopkGridThreads / kWarpSize));
-  if (shape.blocks_per_row > 1)
-    plan.workspace_words = rows * topk_workspace_words(shape.blocks_per_row);
-  if (plan.sort_size) plan.entries = rows * k;
+  const bool many = shape.blocks_per_row > 1;
+  if (many) plan.workspace_words = rows * topk_workspace_words(shape.blocks_per_row);
+  if (plan.sort_size) plan.entries = (many ? rows : int64_t{plan.grid}) * k;
   return plan;
 }
 

@@ -68,16 +68,21 @@ void begin_block(Block& block, const Grid& grid, dim3 index) {
 
 void* shared_object(const void* key, size_t bytes, size_t alignment) {
   Block& block = *current->block;
-  size_t total = bytes + block.dynamic_bytes;
+  size_t total = bytes;
   SharedObject* spare = nullptr;
   for (SharedObject& object : block.shared) {
     if (object.live && object.key == key) return object.memory;
     if (object.live) total += object.bytes;
     if (!object.live && object.bytes == bytes && object.alignment == alignment) spare = &object;
   }
+  if (total > kMaxStaticSharedBytes)
+    throw std::runtime_error("simt: the kernel needs " + std::to_string(total) +
+                             " bytes of static shared memory, the limit is " +
+                             std::to_string(kMaxStaticSharedBytes));
+  total += block.dynamic_bytes;
   if (total > static_cast<size_t>(device.shared_bytes_per_block))
-    throw std::runtime_error("simt: the block needs " + std::to_string(total) +
-                             " bytes of shared memory, the device has " +
+    throw std::runtime_error("simt: the kernel needs " + std::to_string(total) +
+                             " bytes of shared memory a block, the device has " +
                              std::to_string(device.shared_bytes_per_block));
   if (spare == nullptr) {
     block.shared.push_back({nullptr, poisoned_memory(bytes, alignment), bytes, alignment, false});

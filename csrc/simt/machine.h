@@ -27,6 +27,9 @@ namespace fastsel::simt {
 inline constexpr unsigned kLanes = 32;
 inline constexpr unsigned kMaxThreads = 1024;  // in a block
 
+// What a kernel's block_shared objects may take together; device_nvcc.cuh says why.
+inline constexpr size_t kMaxStaticSharedBytes = 40 * 1024;
+
 enum class State : uint8_t { runnable, warp_operation, block_barrier, grid_barrier, ended };
 
 struct Block;

@@ -18,7 +18,7 @@ template <class T>
 T& block_shared() {
   static_assert(std::is_trivially_default_constructible_v<T> &&
                 std::is_trivially_destructible_v<T>);
-  static_assert(sizeof(T) <= 48 * 1024, "static shared memory ends at 48 KB on a GPU");
+  static_assert(sizeof(T) <= kMaxStaticSharedBytes);
   return *static_cast<T*>(shared_object(&shared_key<T>, sizeof(T), alignof(T)));
 }
 

@@ -24,7 +24,9 @@ _COLORS = {
     "grad_norm": "#cc79a7",
 }
 _NEUTRAL = {"light": "#555555", "dark": "#c8c8c8"}
-_LINES = {"full": (0, (5, 2)), "uniform": "solid"}
+# grad_norm is broken finely: with two classes, or squared error, it ranks exactly as big_loss does
+# and would hide it.
+_LINES = {"full": (0, (5, 2)), "grad_norm": (0, (3, 1.5))}
 _DRESS = {
     "light": {"background": "#ffffff", "ink": "#1f2328", "faint": "#d8dee4"},
     "dark": {"background": "#161b22", "ink": "#e6edf3", "faint": "#30363d"},
@@ -72,6 +74,7 @@ def render(figure: Figure, comparison: Comparison, theme: str) -> bytes:
     canvas = matplotlib_figure.Figure(
         figsize=(7.2, 4.2), layout="constrained", facecolor=dress["background"]
     )
+    canvas.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
     axes = canvas.add_subplot(facecolor=dress["background"])
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
@@ -85,11 +88,10 @@ def render(figure: Figure, comparison: Comparison, theme: str) -> bytes:
     for label in (axes.xaxis.label, axes.yaxis.label):
         label.set_color(dress["ink"])
         label.set_fontsize(9.5)
-    legend = axes.get_legend()
-    if legend is not None:
-        legend.set_frame_on(False)
-        for text in legend.get_texts():
-            text.set_color(dress["ink"])
+    # Below the axes, where it hides no curve.
+    canvas.legend(
+        loc="outside lower center", ncols=5, fontsize=9, frameon=False, labelcolor=dress["ink"]
+    )
     buffer = io.BytesIO()
     # No creation time or version in the file: equal results give equal bytes.
     canvas.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
@@ -149,7 +151,6 @@ def _curves(axis: str, quantity: str) -> Callable[[Any, Comparison, str], None]:
         axes.set_ylabel(labels[quantity])
         axes.set_xlabel("optimizer steps" if axis == "steps" else "training seconds")
         axes.set_xlim(left=0)
-        axes.legend(fontsize=9, ncols=2)
 
     return draw
 
@@ -199,4 +200,3 @@ def _step_time(axes: Any, comparison: Comparison, theme: str) -> None:
     axes.grid(visible=False, axis="y")
     axes.set_xlabel("milliseconds per step")
     axes.set_xlim(0, 1.12 * max(left, default=1.0))
-    axes.legend(fontsize=9, ncols=4, loc="lower center", bbox_to_anchor=(0.5, -0.3))

@@ -189,19 +189,22 @@ def compare(
     store.prepare()
     fingerprint = data.fingerprint()
     on_event(Started(data, settings, len(settings.strategies) * len(settings.seeds)))
+    plan = [
+        identity(settings, fingerprint, strategy, seed)
+        for seed in settings.seeds
+        for strategy in settings.strategies
+    ]
     runs: list[Run] = []
     interrupted = False
     with _threads(settings.threads):
         try:
             placed = _to_device(data, settings.device)
-            for seed in settings.seeds:
-                for strategy in settings.strategies:
-                    who = identity(settings, fingerprint, strategy, seed)
-                    runs.append(
-                        _one_run(placed, settings, who, store, checkpoint_seconds, on_event)
-                    )
+            for who in plan:
+                runs.append(_one_run(placed, settings, who, store, checkpoint_seconds, on_event))
         except KeyboardInterrupt:
             interrupted = True
+            # Runs further on may be there from an earlier time: they count as finished, too.
+            runs += [run for who in plan[len(runs) :] if (run := store.find(who)[0])]
     rows = tuple(summarise(runs, settings.strategies, goal))
     comparison = Comparison(
         data, fingerprint, settings, tuple(runs), rows, goal, conclude(runs, rows, goal),

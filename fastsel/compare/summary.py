@@ -18,7 +18,7 @@ ONE_SEED = "one seed: no verdict"
 DIVERGED = "diverged"
 # A difference below this is not worth a strategy, however often it is repeated.
 _MIN_EFFECT = 1.05
-# A mean step this far above the median step: other work on the machine took its time.
+# Steps that should take equally long and differ by more: other work took the machine's time.
 _DISTURBED = 1.5
 
 
@@ -263,7 +263,7 @@ def conclude(runs: Sequence[Run], rows: Sequence[Row], goal: float | None) -> st
     if not judged:
         return "No verdict: no choosing strategy was run beside uniform."
     if all(row.verdict == ONE_SEED for row in judged):
-        return "One seed: no verdict. Run two seeds or more (--seeds 3) to see the spread."
+        return "One seed: no verdict. It takes two seeds or more (--seeds) to see the spread."
     by_strategy = {row.strategy: [r for r in runs if r.strategy == row.strategy] for row in rows}
     full, base = by_strategy.get(REFERENCE, []), by_strategy[BASELINE]
     plain = pair(full, base, goals)
@@ -296,5 +296,14 @@ def conclude(runs: Sequence[Run], rows: Sequence[Row], goal: float | None) -> st
 
 
 def disturbed(runs: Sequence[Run]) -> bool:
-    """Whether other work on the machine clearly took time from some runs."""
-    return any(run.step_seconds > _DISTURBED * run.median_step_seconds for run in runs)
+    """Whether other work on the machine clearly took time from some runs.
+
+    Two signs: within a run, a mean step far above the median; and between the seeds of one
+    strategy, which do the same work, median steps far apart.
+    """
+    if any(run.step_seconds > _DISTURBED * run.median_step_seconds for run in runs):
+        return True
+    medians: dict[str, list[float]] = {}
+    for run in runs:
+        medians.setdefault(run.strategy, []).append(run.median_step_seconds)
+    return any(max(times) > _DISTURBED * min(times) for times in medians.values())

@@ -9,7 +9,7 @@ from fastsel.compare.runner import Comparison
 from fastsel.compare.settings import BASELINE, REFERENCE
 from fastsel.compare.summary import Row
 
-NONE = "–"  # noqa: RUF001 (a dash on purpose: no value)
+NONE = "–"
 TEXT_COLUMNS = 2
 
 
@@ -65,7 +65,7 @@ def cells(comparison: Comparison, row: Row) -> tuple[str, ...]:
         short(row.steps.mean) if row.steps else NONE,
         short(row.samples.mean) if row.samples else NONE,
         with_spread(row.seconds),
-        f"{ratio.mean:.2f} ({ratio.low:.2f}–{ratio.high:.2f})" if ratio else NONE,  # noqa: RUF001
+        f"{ratio.mean:.2f} ({ratio.low:.2f}–{ratio.high:.2f})" if ratio else NONE,
         f"{row.against_plain:.2f}" if row.against_plain is not None else NONE,
         f"{row.choosing.mean * 100:.0f} %" if row.choosing and row.strategy != REFERENCE else NONE,
     )
@@ -107,8 +107,9 @@ def warnings(comparison: Comparison) -> list[str]:
     if len(comparison.runs) < comparison.planned:
         notes.append(f"Incomplete: {len(comparison.runs)} of {comparison.planned} runs are done.")
     if comparison.disturbed:
+        single = ", or with --threads 1," if comparison.settings.threads > 1 else ""
         notes.append(
-            "Other work disturbed the clock (some mean steps took over 1.5 times their median): "
-            "the seconds are too long there; repeat on a quiet machine before you rely on them."
+            "Other work disturbed the clock: steps that do the same work differ by more than half. "
+            f"Repeat on a quiet machine{single} before you rely on the seconds."
         )
     return notes

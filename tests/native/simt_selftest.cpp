@@ -288,6 +288,22 @@ std::vector<unsigned> indices() {
   return out;
 }
 
+struct Large {
+  char bytes[24 * 1024];
+};
+struct AlsoLarge {
+  char bytes[20 * 1024];
+};
+__global__ void static_shared_kernel(bool both, char* out) {
+  out[0] = fastsel::cuda::block_shared<Large>().bytes[0];
+  if (both) out[0] = fastsel::cuda::block_shared<AlsoLarge>().bytes[0];
+}
+
+void static_shared(bool both, size_t dynamic_bytes) {
+  char out = 0;
+  launch(static_shared_kernel, LaunchConfig{1, 1, dynamic_bytes}, both, &out);
+}
+
 __global__ void empty_kernel() {}
 
 void launch_shape(unsigned blocks, unsigned threads, size_t shared_bytes, bool cooperative) {
@@ -348,7 +364,11 @@ void spin(unsigned blocks, unsigned threads, int rounds) {
 
 }  // namespace
 
+// Plans of kernels that run here; in a file of its own because it needs their headers.
+void bind_topk_plan(pybind11::module_& m);
+
 void bind_simt(pybind11::module_& parent) {
+  bind_topk_plan(parent);
   auto m = parent.def_submodule("simt", "Kernels that test the host emulation of CUDA.");
 #if defined(__SANITIZE_ADDRESS__)
   m.attr("address_sanitizer") = true;
@@ -369,6 +389,7 @@ void bind_simt(pybind11::module_& parent) {
   m.def("neighbors", &neighbors);
   m.def("dynamic_shared", &dynamic_shared);
   m.def("dynamic_overrun", &dynamic_overrun);
+  m.def("static_shared", &static_shared);
   m.def("early_exit", &early_exit);
   m.def("divergent", [](unsigned threads) { launch_one_block(divergent_kernel, threads); });
   m.def("throwing", [](unsigned threads, unsigned thread) {

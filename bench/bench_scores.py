@@ -1,0 +1,58 @@
+"""sample_scores against the same scores from torch, eager and compiled.
+
+The limit: every logit is read once and four floats a row are written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import harness
+import peers
+import pytest
+import torch
+from torch import Tensor
+
+import fastsel
+
+CONTENDERS: dict[str, Callable[[], Callable[[Tensor, Tensor], Any]]] = {
+    "fastsel": lambda: fastsel.sample_scores,
+    "torch.compile": lambda: torch.compile(peers.eager_sample_scores),
+    "torch eager": lambda: peers.eager_sample_scores,
+}
+
+
+@pytest.mark.parametrize("contender", CONTENDERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("device", "batch", "classes"),
+    [(device, *shape) for device in harness.DEVICES for shape in ((4096, 1000), (2048, 32000))]
+    + [("cuda", 8192, 128256) for device in harness.DEVICES if device == "cuda"],
+)
+def bench_sample_scores(
+    benchmark: harness.Benchmark,
+    device: str,
+    batch: int,
+    classes: int,
+    dtype: torch.dtype,
+    contender: str,
+) -> None:
+    """Loss, gradient norm, entropy and logsumexp of a batch of logits."""
+    torch.compiler.reset()
+
+    def inputs(seed: int) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator(device).manual_seed(seed)
+        logits = torch.randn(batch, classes, generator=generator, device=device, dtype=dtype)
+        return logits, torch.randint(0, classes, (batch,), generator=generator, device=device)
+
+    harness.measure(
+        benchmark,
+        CONTENDERS[contender](),
+        inputs,
+        op="scores",
+        workload=f"{batch} x {classes} {str(dtype).removeprefix('torch.')}",
+        contender=contender,
+        device=device,
+        bytes_moved=batch * classes * dtype.itemsize + batch * (8 + 16),
+    )
