@@ -7,6 +7,7 @@ py3-none-linux_x86_64.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,14 +23,15 @@ CMAKE_VARIABLES = ("FASTSEL_CUDA", "FASTSEL_CUDA_ARCHS", "FASTSEL_SANITIZE", "FA
 class CMakeBuild(build_ext):
     """Runs CMake with ninja; the libraries land in fastsel/lib."""
 
-    def build_extension(self, ext: Extension) -> None:
+    def run(self) -> None:
         """Configures and builds; an editable install builds in place, with what the tests need."""
-        package = ROOT / "fastsel" if self.inplace else Path(self.build_lib).resolve() / "fastsel"
-        build = ROOT / "build" / "dev" if self.inplace else Path(self.build_temp).resolve()
+        in_place = self.inplace or self.editable_mode
+        package = ROOT / "fastsel" if in_place else Path(self.build_lib).resolve() / "fastsel"
+        build = ROOT / "build" / "dev" if in_place else Path(self.build_temp).resolve()
         settings = {
             "Python_EXECUTABLE": sys.executable,
             "FASTSEL_LIBRARY_DIR": str(package / "lib"),
-            "FASTSEL_TESTS": "ON" if self.inplace else "OFF",
+            "FASTSEL_TESTS": "ON" if in_place else "OFF",
         }
         settings |= {name: os.environ[name] for name in CMAKE_VARIABLES if name in os.environ}
         # A CUDA build takes its compiler from CUDA_HOME where that is set, as torch's own
@@ -37,13 +39,16 @@ class CMakeBuild(build_ext):
         if "CUDA_HOME" in os.environ:
             settings["CMAKE_CUDA_COMPILER"] = str(Path(os.environ["CUDA_HOME"]) / "bin" / "nvcc")
         options = [f"-D{name}={value}" for name, value in settings.items()]
-        try:
-            subprocess.run(
-                ["cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", *options], check=True
-            )
-            subprocess.run(["cmake", "--build", str(build)], check=True)
-        except FileNotFoundError:
+        # cmake and ninja of this Python's environment come first, activated or not.
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        environment = {**os.environ, "PATH": path}
+        cmake = shutil.which("cmake", path=path)
+        if cmake is None:
             sys.exit("fastsel: cmake was not found: pip install cmake ninja")
+        try:
+            configure = [cmake, "-S", str(ROOT), "-B", str(build), "-G", "Ninja", *options]
+            subprocess.run(configure, check=True, env=environment)
+            subprocess.run([cmake, "--build", str(build)], check=True, env=environment)
         except subprocess.CalledProcessError as error:
             sys.exit(
                 "fastsel: the native build failed; the reason stands above. It needs a C++20 "
@@ -54,6 +59,10 @@ class CMakeBuild(build_ext):
     def get_outputs(self) -> list[str]:
         """The files that the build makes, for the installer's record."""
         return [str(path) for path in (Path(self.build_lib) / "fastsel" / "lib").glob("*.so")]
+
+    def get_output_mapping(self) -> dict[str, str]:
+        """None: an editable install finds the libraries where they were built."""
+        return {}
 
 
 class PlatformWheel(bdist_wheel):
