@@ -15,12 +15,14 @@ test: build
 # Rebuilding is cheap when nothing changed: pip is skipped unless the requirements did, ninja looks at the sources.
 build: $(VENV)/.requirements
 	@command -v $${CXX:-c++} >/dev/null || { echo "fastsel: no C++ compiler found; install g++ (12 or newer) or set CXX" >&2; exit 1; }
-	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps -e .
+	@echo "building fastsel (two minutes the first time, more with nvcc on a slow machine)"
+	@$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps -e .
 
 $(VENV)/.requirements: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "fastsel: needs Python 3.10 or newer, $(PYTHON) is older; set PYTHON=python3.x" >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -r requirements.txt
+	@echo "making the environment $(VENV) with torch and what requirements.txt names"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --progress-bar on -r requirements.txt
 	@touch $@
 
 bench: build
