@@ -1,21 +1,26 @@
-"""Turns bench/results/*.json into the README's table of results.
+"""Turns bench/results into the README's tables.
 
-Usage: python bench/report.py [--check]
-
-Rewrites what stands between the two markers in README.md; with --check it changes nothing and fails
-if that is out of date.
+Usage:
+    python bench/report.py                       rewrite the tables
+    python bench/report.py --check               fail if they are out of date
+    python bench/report.py --keep RESULTS...     first keep these results.json of `fastsel compare`,
+                                                 without their curves, in bench/results/compare
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-BEGIN, END = "<!-- results: written by bench/report.py -->", "<!-- end of results -->"
+import harness
+
+RESULTS = harness.RESULTS
+README = harness.ROOT / "README.md"
 
 
 def duration(microseconds: float) -> str:
@@ -25,8 +30,8 @@ def duration(microseconds: float) -> str:
     return f"{microseconds / 1000:.3g} ms"
 
 
-def table(run: dict[str, Any]) -> list[str]:
-    """The rows of one session, a workload a line, its contenders side by side."""
+def kernel_rows(run: dict[str, Any]) -> list[str]:
+    """The table of one session of benches, a workload a line, its contenders side by side."""
     cases: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = defaultdict(dict)
     for row in run["rows"]:
         cases[row["op"], row["workload"], row["device"]][row["contender"]] = row
@@ -39,7 +44,7 @@ def table(run: dict[str, Any]) -> list[str]:
                 lines.append(f"| {op} {workload} ({name}) | {time} | {speed} | |")
             continue
         others = ", ".join(
-            f"{name} {duration(row['median_us'])} ({row['times_fastsel']:.2g} ×)"
+            f"{name} {duration(row['median_us'])} ({row['times_fastsel']:.3g} ×)"
             for name, row in contenders.items()
             if name != "fastsel"
         )
@@ -48,30 +53,77 @@ def table(run: dict[str, Any]) -> list[str]:
     return lines
 
 
-def report() -> str:
-    """The Markdown of every session in bench/results."""
+def kernels() -> str:
+    """Every session of benches."""
     parts = []
-    for path in sorted((ROOT / "bench" / "results").glob("*.json")):
+    for path in sorted(RESULTS.glob("*.json")):
         for run in json.loads(path.read_text())["runs"]:
             machine = run["gpu"] or f"{run['cpu']}, {run['threads']} threads, {run['cpu_kernels']}"
             versions = f"torch {run['torch']}, NumPy {run['numpy']}, commit {run['commit'][:10]}"
-            parts += [f"{machine}; {versions} ({run['date']}); medians:", "", *table(run), ""]
+            parts += [f"{machine}; {versions} ({run['date']}); medians:", "", *kernel_rows(run), ""]
     return "\n".join(parts)
 
 
-def main(check: bool) -> None:
-    """Rewrites or checks README.md."""
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    if BEGIN not in text or END not in text:
-        sys.exit(f"README.md lacks the lines {BEGIN!r} and {END!r}")
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    updated = f"{before}{BEGIN}\n\n{report()}\n{END}{after}"
-    if check and updated != text:
-        sys.exit("README.md's results are out of date: run python bench/report.py")
-    readme.write_text(updated)
+def strategies() -> str:
+    """Every kept comparison: seconds to the goal relative to uniform, and the conclusion."""
+    kept = [json.loads(path.read_text()) for path in sorted((RESULTS / "compare").glob("*.json"))]
+    names = list(dict.fromkeys(row["strategy"] for one in kept for row in one["strategies"]))
+    names.remove("uniform")
+    lines = [f"| data, model | {' | '.join(names)} | conclusion |", "|---" * (len(names) + 2) + "|"]
+    for one in kept:
+        cells = {row["strategy"]: ratio(row) for row in one["strategies"]}
+        what = f"{one['data']['name']}, {one['settings']['model']}"
+        times = " | ".join(cells.get(name, "") for name in names)
+        lines.append(f"| {what} | {times} | {one['conclusion']} |")
+    return "\n".join([*lines, ""])
+
+
+def ratio(row: dict[str, Any]) -> str:
+    """Seconds to the goal over uniform's, with the 95 % interval."""
+    if row["ratio"] is None:
+        return str(row["verdict"])
+    return "{mean:.2f} ({low:.2f}–{high:.2f})".format(**row["ratio"])
+
+
+TABLES: dict[str, Callable[[], str]] = {"kernels": kernels, "strategies": strategies}
+
+
+def fill(text: str) -> str:
+    """The README's text with its tables as bench/results has them."""
+    for name, table in TABLES.items():
+        begin, end = f"<!-- {name}: written by bench/report.py -->", f"<!-- end of {name} -->"
+        if begin not in text or end not in text:
+            sys.exit(f"README.md lacks the lines {begin!r} and {end!r}")
+        before, _, rest = text.partition(begin)
+        _, _, after = rest.partition(end)
+        text = f"{before}{begin}\n\n{table()}\n{end}{after}"
+    return text
+
+
+def keep(path: Path) -> None:
+    """Keeps a comparison's results without its curves, with the commit they were made at."""
+    results = json.loads(path.read_text())
+    del results["runs"]
+    results["commit"] = harness.provenance()["commit"]
+    kept = RESULTS / "compare" / f"{results['data']['name']}.json"
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+
+
+def main() -> None:
+    """Keeps results, and rewrites or checks README.md."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--keep", nargs="*", type=Path, default=[], metavar="RESULTS")
+    arguments = parser.parse_args()
+    for path in arguments.keep:
+        keep(path)
+    text = README.read_text()
+    updated = fill(text)
+    if arguments.check and updated != text:
+        sys.exit("README.md's tables are out of date: run python bench/report.py")
+    README.write_text(updated)
 
 
 if __name__ == "__main__":
-    main("--check" in sys.argv[1:])
+    main()
