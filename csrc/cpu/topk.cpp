@@ -1,14 +1,15 @@
 // topk on the CPU: the k best of each row, exact, deterministic, reading the row once.
 //
 // 1. Sample the row and take from the sample a key that, with a wide margin, more than k values
-// reach: the threshold.
+//    reach: the threshold.
 // 2. Filter: one vectorised pass keeps the keys at or above it with their positions, in order; few
-// survive.
+//    survive.
 // 3. Select exactly among the survivors: the k-th best key, and how many of its equals belong to
-// the result.
+//    the result.
 // 4. Collect in index order, which settles ties in favour of the lower index; sort by key where
-// asked. The sample decides only how much work step 3 has. If it misled (fewer than k survivors),
-// the filter runs again and keeps everything. The result is a pure function of the input: no thread
+//    asked.
+// The sample decides only how much work step 3 has. If it misled (fewer than k survivors), the
+// filter runs again and keeps everything. The result is a pure function of the input: no thread
 // count or chunk size shows in it.
 
 #include "topk.h"

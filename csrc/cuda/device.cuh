@@ -7,17 +7,17 @@
 //
 // What a kernel may use, the same under both:
 //   CUDA's own names   __global__ __device__ __host__ __launch_bounds__ __forceinline__, dim3,
-//   threadIdx blockIdx
-//                      blockDim gridDim, __syncthreads(_count|_and|_or), __syncwarp,
-//                      __shfl(_xor|_up|_down)_sync,
-//                      __ballot_sync __any_sync __all_sync __match_any_sync,
-//                      __reduce_(add|min|max)_sync, atomicAdd (Min Max Exch CAS Or And Inc),
-//                      __threadfence(_block|_system), __ldg, __popc(ll) __ffs(ll)
+//                      threadIdx blockIdx blockDim gridDim, __syncthreads(_count|_and|_or),
+//                      __syncwarp, __shfl(_xor|_up|_down)_sync, __ballot_sync __any_sync __all_sync
+//                      __match_any_sync, __reduce_(add|min|max)_sync, atomicAdd (Min Max Exch CAS
+//                      Or And Inc), __threadfence(_block|_system), __ldg, __popc(ll) __ffs(ll)
 //                      __clz(ll) __brev(ll), __float_as_uint and its kin, min and max
-//   shared memory      block_shared<T>(), dynamic_shared<T>()          never __shared__: the host
-//   has no such storage memory             Vector<T, N>, load_vector, store_vector, load_streaming,
-//   store_streaming arithmetic         fast_exp2 cooperative grid   grid_sync() loops
-//   FASTSEL_UNROLL in front of a loop
+//   shared memory      block_shared<T>(), dynamic_shared<T>(); never __shared__: the host has no
+//                      such storage
+//   memory             Vector<T, N>, load_vector, store_vector, load_streaming, store_streaming
+//   arithmetic         fast_exp2
+//   cooperative grid   grid_sync(), grid_arrive() and grid_wait()
+//   loops              FASTSEL_UNROLL, FASTSEL_UNROLL_BY(n) in front of a loop
 // What a launcher may use:
 //   launch(kernel, LaunchConfig{grid, block, shared_bytes, stream}, arguments...),
 //   launch_cooperative(...), fill_bytes(pointer, byte, size, stream), multiprocessor_count(),

@@ -2,18 +2,16 @@
 // is core/scores.h.
 //
 // 1. The threads of a row stride over its 16-byte vectors. A thread holds four numbers: the maximum
-// of what it has seen and
-//    the three sums relative to it (the online softmax of Milakov and Gimelshein, 2018,
-//    arXiv:1805.02867, with two more sums).
+//    of what it has seen and the three sums relative to it (the online softmax of Milakov and
+//    Gimelshein, 2018, arXiv:1805.02867, with two more sums).
 // 2. For each vector it takes the vector's maximum, rescales its sums once if that is a new one,
-// and adds the terms: eight
-//    instructions a class, so that the exponentials stay hidden behind the loads.
+//    and adds the terms: eight instructions a class, so that the exponentials stay hidden behind
+//    the loads.
 // 3. The target's logit is replaced by -inf as it passes; it never enters the sums.
 // 4. States merge over the lanes, over the warps of a block, and over blocks where a row has
-// several.
+//    several.
 // 5. The last step of a row, in double, is long and needs one lane. Where a warp has rows to itself
-// it runs 32 of them at a
-//    time, a row a lane.
+//    it runs up to 32 of them at a time, a row a lane.
 // A target outside [0, C) gives NaN, since an op does not wait for the device to raise an error.
 #pragma once
 
