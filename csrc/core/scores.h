@@ -3,9 +3,9 @@
 //
 // With p = softmax(x) and target y, the row's scores are
 //   loss      = -log p_y
-//   grad_norm = ||p - onehot(y)||_2    a bound on the sample's gradient norm through the last layer:
-//                                      Katharopoulos and Fleuret, "Not All Samples Are Created
-//                                      Equal", ICML'18, section 3.2; "EL2N" in Paul et al., NeurIPS'21
+//   grad_norm = ||p - onehot(y)||_2    a bound on the gradient norm through the last layer
+//                                      (Katharopoulos and Fleuret, "Not All Samples Are Created
+//                                      Equal", ICML'18, section 3.2; EL2N in Paul et al., NeurIPS'21)
 //   entropy   = -sum_j p_j log p_j     in nats
 //   lse       = log sum_j exp(x_j)
 //

@@ -4,8 +4,8 @@
 // Study and New Methods", SC'23, doi 10.1145/3581784.3607062). In plain words:
 //   1. A value becomes an unsigned key, larger is better (core/topk_key.h).
 //   2. Count the leading digit of every key; the k-th largest key lies in the bucket where the
-//      counts, summed from the top, reach k. Keys in higher buckets are in the result, keys in lower
-//      ones are out.
+//      counts, summed from the top, reach k. Keys in higher buckets are in the result, keys in
+//      lower ones are out.
 //   3. The same with the next digit of that bucket's keys, until the digits are used up or all keys
 //      left belong to the result (the paper's early stop).
 //   4. Each warp counts its keys above and at the threshold; a scan over the counts says where it

@@ -32,14 +32,14 @@ Integer round_up(Integer value, Integer multiple) {
 }
 
 // The grid, by kernel:
-//   small, registers  a block a row up to as many blocks as can be resident, which then take one row
-//                     after another
+//   small, registers  a block a row up to as many blocks as can be resident, which then take one
+//                     row after another
 //   shared            the same with one block a multiprocessor; for rows that fit, if there are
 //                     enough of them to keep the multiprocessors busy, or if a row is too short to
 //                     be worth grid barriers
 //   grid              the multiprocessors shared out evenly among the rows. __launch_bounds__(1024,
-//                     1) makes one block of any shared memory size resident on each, which is what a
-//                     cooperative launch asks for
+//                     1) makes one block of any shared memory size resident on each, which is what
+//                     a cooperative launch asks for
 template <class T>
 TopkPlan choose_topk_plan(int64_t rows, unsigned columns, unsigned k, bool sort,
                           const TopkDevice& device) {
