@@ -51,7 +51,8 @@ def load() -> tuple[str, ...]:
         torch.ops.load_library(str(_path("cpu")))
     except OSError as error:
         raise ImportError(
-            f"fastsel's native library {_path('cpu').name} does not load: {error}"
+            f"fastsel's native library {_path('cpu').name} does not load: "
+            f"{error.__cause__ or error}"
         ) from error
     if torch.version.cuda is None or not _path("cuda").exists():
         return ("cpu",)
@@ -60,7 +61,7 @@ def load() -> tuple[str, ...]:
     except OSError as error:
         raise ImportError(
             f"fastsel's CUDA library {_path('cuda').name} does not load into torch "
-            f"{torch.__version__}: {error}"
+            f"{torch.__version__}: {error.__cause__ or error}"
         ) from error
     return ("cpu", "cuda")
 
