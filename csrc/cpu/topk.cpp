@@ -18,6 +18,7 @@
 #include <cmath>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <utility>
 
 #include "core/topk_key.h"
@@ -61,6 +62,71 @@ void filter(const double* values, int64_t count, bool largest, uint64_t threshol
     n += keys[n] >= threshold;
   }
   *kept = n;
+}
+
+void split(const uint32_t* keys, int64_t count, uint32_t pivot, KeySplit<uint32_t>& out) {
+  FASTSEL_DISPATCH_ISA(split_keys, keys, count, pivot, out);
+}
+
+void split(const uint64_t* keys, int64_t count, uint64_t pivot, KeySplit<uint64_t>& out) {
+  for (int64_t i = 0; i < count; ++i) {
+    out.above[out.above_count] = out.below[out.below_count] = keys[i];
+    out.above_count += keys[i] > pivot;
+    out.below_count += keys[i] < pivot;
+  }
+}
+
+// Some place in [0, range), the same every time.
+uint64_t scattered(uint32_t i, uint64_t range) {
+  uint32_t hash = i * 0x9E3779B9u;
+  hash = (hash ^ hash >> 15) * 0x85EBCA6Bu;
+  return (hash ^ hash >> 13) * range >> 32;
+}
+
+// The k-th best of some keys, and how many keys equal to it are among the k best.
+template <class K>
+struct Cut {
+  K key;
+  int64_t equal;
+};
+
+// A median of nine keys, others each round.
+template <class K>
+K choose_pivot(const K* keys, int64_t size, int round) {
+  K sample[9];
+  for (int i = 0; i < 9; ++i) sample[i] = keys[scattered(9 * round + i, size)];
+  std::nth_element(sample, sample + 4, sample + 9);
+  return sample[4];
+}
+
+// Quickselect: splits the keys at a pivot and goes on with the side that holds the k-th best.
+// `guess` is the first pivot. std::nth_element ends it, and takes over where the pivots keep
+// falling badly.
+template <class K>
+Cut<K> find_cut(const K* keys, int64_t size, int64_t k, std::optional<K> guess = std::nullopt) {
+  constexpr int64_t kFew = 64;
+  constexpr int kRounds = 40;
+  std::vector<K> current, above(size + kFilterSlack), below(size + kFilterSlack);
+  for (int round = 0; size > kFew && round < kRounds; ++round) {
+    const K pivot = round == 0 && guess.has_value() ? *guess : choose_pivot(keys, size, round);
+    KeySplit<K> parts{above.data(), below.data()};
+    split(keys, size, pivot, parts);
+    const int64_t equal = size - parts.above_count - parts.below_count;
+    if (k > parts.above_count && k <= parts.above_count + equal) {
+      return {pivot, k - parts.above_count};
+    }
+    const bool is_above = k <= parts.above_count;
+    if (!is_above) k -= parts.above_count + equal;
+    size = is_above ? parts.above_count : parts.below_count;
+    current.swap(is_above ? above : below);
+    (is_above ? above : below).resize(size + kFilterSlack);
+    keys = current.data();
+  }
+  std::vector<K> rest(keys, keys + size);
+  const auto kth = rest.begin() + (k - 1);
+  std::nth_element(rest.begin(), kth, rest.end(), std::greater<K>());
+  const int64_t better = std::count_if(rest.begin(), kth, [=](K key) { return key > *kth; });
+  return {*kth, k - better};
 }
 
 // Memory that grows without being initialised: the filter writes whole vectors past what it keeps.
@@ -107,15 +173,8 @@ struct Candidates {
 template <class K>
 struct Bounds {
   K low = 0;
-  K high = ~K{0};
+  std::optional<K> high;
 };
-
-// Some place in [0, range), the same every time.
-uint64_t scattered(uint32_t i, uint64_t range) {
-  uint32_t hash = i * 0x9E3779B9u;
-  hash = (hash ^ hash >> 15) * 0x85EBCA6Bu;
-  return (hash ^ hash >> 13) * range >> 32;
-}
 
 // The k-th best of a row estimated from a sample of it, four standard deviations to either side.
 // One value is drawn from each of the sample's strata, at a scattered place, so that a periodic row
@@ -132,17 +191,11 @@ Bounds<Key<T>> estimate_bounds(const T* values, int64_t n, int64_t k, bool large
   const double share = static_cast<double>(k) / n, expected = share * size;
   const double margin = 4 * std::sqrt(expected * (1 - share)) + 4;
   Bounds<Key<T>> bounds;
-  auto best_first = std::greater<Key<T>>();
   const auto below = static_cast<int64_t>(expected + margin);
-  if (below < size) {
-    std::nth_element(sample.begin(), sample.begin() + below, sample.end(), best_first);
-    bounds.low = sample[below];
-  }
+  if (below < size) bounds.low = find_cut(sample.data(), size, below + 1).key;
   if (expected >= margin) {
     const auto above = static_cast<int64_t>(expected - margin);
-    const auto end = sample.begin() + std::min(below, size);
-    std::nth_element(sample.begin(), sample.begin() + above, end, best_first);
-    bounds.high = sample[above];
+    bounds.high = find_cut(sample.data(), size, above + 1).key;
   }
   return bounds;
 }
@@ -192,34 +245,6 @@ Candidates<Key<T>> find_candidates(const T* values, int64_t n, int64_t k, bool l
   all.reserve(size);
   for (const auto& chunk : found) all.append(chunk);
   return all;
-}
-
-// The k-th best key, and how many keys equal to it are among the k best.
-template <class K>
-struct Cut {
-  K key;
-  int64_t equal;
-};
-
-template <class K>
-Cut<K> find_cut(const K* keys, int64_t size, int64_t k, K high) {
-  // Most candidates are surely in; only those in the band up to `high` have to be put in order.
-  std::vector<K> band(size);
-  int64_t in_band = 0;
-  for (int64_t i = 0; i < size; ++i) {
-    band[in_band] = keys[i];
-    in_band += keys[i] <= high;
-  }
-  int64_t above = size - in_band;
-  if (above >= k) {
-    std::copy_n(keys, size, band.begin());
-    in_band = size;
-    above = 0;
-  }
-  const auto kth = band.begin() + (k - above - 1);
-  std::nth_element(band.begin(), kth, band.begin() + in_band, std::greater<K>());
-  const int64_t better = std::count_if(band.begin(), kth, [=](K key) { return key > *kth; });
-  return {*kth, k - above - better};
 }
 
 // Leaves the candidates that are among the k best, still in order of position.

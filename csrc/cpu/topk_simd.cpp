@@ -79,6 +79,29 @@ void filter_block(const T* values, int64_t count, bool largest, uint32_t thresho
   *kept = n;
 }
 
+void split_keys(const uint32_t* keys, int64_t count, uint32_t pivot, KeySplit<uint32_t>& split) {
+  int64_t above = 0, below = 0, i = 0;
+#if defined(__AVX512F__)
+  const __m512i pivots = _mm512_set1_epi32(static_cast<int>(pivot));
+  for (; i + kLanes <= count; i += kLanes) {
+    const __m512i key = _mm512_loadu_si512(keys + i);
+    const __mmask16 greater = _mm512_cmpgt_epu32_mask(key, pivots);
+    const __mmask16 less = _mm512_cmplt_epu32_mask(key, pivots);
+    _mm512_storeu_si512(split.above + above, _mm512_maskz_compress_epi32(greater, key));
+    _mm512_storeu_si512(split.below + below, _mm512_maskz_compress_epi32(less, key));
+    above += __builtin_popcount(greater);
+    below += __builtin_popcount(less);
+  }
+#endif
+  for (; i < count; ++i) {  // without branches: they would be coin tosses
+    split.above[above] = split.below[below] = keys[i];
+    above += keys[i] > pivot;
+    below += keys[i] < pivot;
+  }
+  split.above_count = above;
+  split.below_count = below;
+}
+
 #define FASTSEL_INSTANTIATE(T) \
   template void filter_block<T>(const T*, int64_t, bool, uint32_t, uint32_t*, uint32_t*, int64_t*);
 

@@ -12,15 +12,27 @@ namespace fastsel::cpu {
 constexpr int64_t kFilterBlock = 4096;
 constexpr int64_t kFilterSlack = 16;
 
-#define FASTSEL_DECLARE_TOPK(ISA)                                                     \
-  namespace ISA {                                                                     \
-  template <class T>                                                                  \
-  void filter_block(const T* values, int64_t count, bool largest, uint32_t threshold, \
-                    uint32_t* keys, uint32_t* offsets, int64_t* kept);                \
+// The keys of an array above and below a pivot. Both outputs need room for kFilterSlack keys more
+// than the array holds.
+template <class K>
+struct KeySplit {
+  K* above;
+  K* below;
+  int64_t above_count = 0;
+  int64_t below_count = 0;
+};
+
+#define FASTSEL_DECLARE_TOPK(ISA)                                                                  \
+  namespace ISA {                                                                                  \
+  template <class T>                                                                               \
+  void filter_block(const T* values, int64_t count, bool largest, uint32_t threshold,              \
+                    uint32_t* keys, uint32_t* offsets, int64_t* kept);                             \
+  void split_keys(const uint32_t* keys, int64_t count, uint32_t pivot, KeySplit<uint32_t>& split); \
   }
 
-// Writes the keys (core/topk_key.h, of the value as float32) that are at least `threshold`, and
-// their positions in `values`, in ascending order of position; `kept` receives how many.
+// filter_block writes the keys (core/topk_key.h, of the value as float32) that are at least
+// `threshold`, and their positions in `values`, in ascending order of position; `kept` receives how
+// many.
 FASTSEL_DECLARE_TOPK(baseline)
 FASTSEL_DECLARE_TOPK(avx2)
 FASTSEL_DECLARE_TOPK(avx512)
