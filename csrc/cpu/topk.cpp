@@ -106,8 +106,10 @@ template <class K>
 Cut<K> find_cut(const K* keys, int64_t size, int64_t k, std::optional<K> guess = std::nullopt) {
   constexpr int64_t kFew = 64;
   constexpr int kRounds = 40;
-  std::vector<K> current, above(size + kFilterSlack), below(size + kFilterSlack);
+  std::vector<K> current, above, below;
   for (int round = 0; size > kFew && round < kRounds; ++round) {
+    above.resize(size + kFilterSlack);
+    below.resize(size + kFilterSlack);
     const K pivot = round == 0 && guess.has_value() ? *guess : choose_pivot(keys, size, round);
     KeySplit<K> parts{above.data(), below.data()};
     split(keys, size, pivot, parts);
@@ -119,7 +121,6 @@ Cut<K> find_cut(const K* keys, int64_t size, int64_t k, std::optional<K> guess =
     if (!is_above) k -= parts.above_count + equal;
     size = is_above ? parts.above_count : parts.below_count;
     current.swap(is_above ? above : below);
-    (is_above ? above : below).resize(size + kFilterSlack);
     keys = current.data();
   }
   std::vector<K> rest(keys, keys + size);
@@ -209,11 +210,12 @@ void collect_candidates(const T* values, int64_t begin, int64_t end, int64_t k, 
   const Key<T> first_threshold = threshold;
   int64_t equal = 0;
   for (int64_t i = begin; i < end; i += kFilterBlock) {
-    out.reserve(out.size + kFilterBlock + kFilterSlack);
+    const int64_t count = std::min(kFilterBlock, end - i);
+    out.reserve(out.size + count + kFilterSlack);
     Key<T>* keys = out.keys.data() + out.size;
     int64_t* indices = out.indices.data() + out.size;
     int64_t kept = 0;
-    filter(values + i, std::min(kFilterBlock, end - i), largest, threshold, keys, offsets, &kept);
+    filter(values + i, count, largest, threshold, keys, offsets, &kept);
     for (int64_t j = 0; j < kept; ++j) indices[j] = i + offsets[j];
     out.size += kept;
     if (threshold != first_threshold) continue;
@@ -264,12 +266,29 @@ void keep_best(Candidates<K>& candidates, Cut<K> cut) {
   candidates.size = kept;
 }
 
-// Orders the chosen by key, best first: a radix sort from the last digit, which is stable, so equal
-// keys stay in order of position.
+// Orders the chosen by key, best first. Both sorts are stable, so equal keys stay in order of
+// position: insertion for a few, for more a radix sort from the last digit.
 template <class K>
 void sort_by_key(Candidates<K>& chosen) {
   constexpr int kDigits = sizeof(K);
+  constexpr int64_t kFew = 48;
   const int64_t size = chosen.size;
+  if (size <= kFew) {
+    K* keys = chosen.keys.data();
+    int64_t* indices = chosen.indices.data();
+    for (int64_t i = 1; i < size; ++i) {
+      const K key = keys[i];
+      const int64_t index = indices[i];
+      int64_t at = i;
+      for (; at > 0 && keys[at - 1] < key; --at) {
+        keys[at] = keys[at - 1];
+        indices[at] = indices[at - 1];
+      }
+      keys[at] = key;
+      indices[at] = index;
+    }
+    return;
+  }
   int64_t counts[kDigits][256] = {};
   for (int64_t i = 0; i < size; ++i) {
     for (int d = 0; d < kDigits; ++d)
