@@ -32,6 +32,7 @@ class CMakeBuild(build_ext):
             "Python_EXECUTABLE": sys.executable,
             "FASTSEL_LIBRARY_DIR": str(package / "lib"),
             "FASTSEL_TESTS": "ON" if in_place else "OFF",
+            "FASTSEL_CUDA": "auto",  # said anew each time, or the build folder would remember
         }
         settings |= {name: os.environ[name] for name in CMAKE_VARIABLES if name in os.environ}
         # A CUDA build takes its compiler from CUDA_HOME where that is set, as torch's own

@@ -16,11 +16,18 @@ def scores() -> None:
             fastsel.sample_scores(logits, target).loss.sum().backward()
 
 
+# Rows and columns that reach every top-k kernel, and each home of the keys, on a GPU with 132
+# multiprocessors of 227 KB: registers of a small and of a large block, shared memory, a grid with
+# the keys in shared memory, one block a row and many blocks a row with lists.
+# tests/test_topk_kernels.py holds this to the launch plans.
+TOPK_SHAPES = ((2, 100), (2, 10_000), (2, 20_000), (2, 40_000), (140, 70_000), (1, 14_000_000))
+
+
 def topk() -> None:
-    """One length for each regime: registers, shared memory, a grid."""
-    for n in (100, 10_000, 40_000, 1_000_000):
+    """Sorted in the kernel, sorted afterwards, and one result."""
+    for rows, columns in TOPK_SHAPES:
         for k in (1, 64, 6000):
-            fastsel.topk(torch.randn(2, n, device="cuda"), min(k, n))
+            fastsel.topk(torch.randn(rows, columns, device="cuda"), min(k, columns))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 
 #include <tuple>
 
+#include "core/scores_arguments.h"
 #include "torch_api.h"
 
 namespace fastsel {
@@ -36,6 +37,46 @@ inline void check_scores_backward_arguments(const char* op, const Tensor& grad_l
                   ", got ", dtype_name(tensor.scalar_type()));
     FASTSEL_CHECK(same_device(logits, tensor), op, ": logits and ", name, " must be on one device");
   }
+}
+
+// The outputs of sample_scores for B rows: uninitialised [B] each.
+inline SampleScores empty_scores(const Tensor& logits, ScalarType type) {
+  const int64_t batch = logits.size(0);
+  return {empty({batch}, type, logits), empty({batch}, type, logits), empty({batch}, type, logits),
+          empty({batch}, type, logits)};
+}
+
+template <class T>
+ScoresArguments<T> scores_arguments(const Tensor& logits, const Tensor& target,
+                                    int64_t ignore_index, const SampleScores& out) {
+  const auto& [loss, grad_norm, entropy, lse] = out;
+  return {data<T>(logits),
+          data<int64_t>(target),
+          logits.size(0),
+          logits.size(1),
+          logits.stride(0),
+          ignore_index,
+          mutable_data<ScoreType<T>>(loss),
+          mutable_data<ScoreType<T>>(grad_norm),
+          mutable_data<ScoreType<T>>(entropy),
+          mutable_data<ScoreType<T>>(lse)};
+}
+
+template <class T>
+ScoresBackwardArguments<T> scores_backward_arguments(const Tensor& grad_loss, const Tensor& logits,
+                                                     const Tensor& target, const Tensor& loss,
+                                                     const Tensor& lse, int64_t ignore_index,
+                                                     const Tensor& grad_logits) {
+  return {data<ScoreType<T>>(grad_loss),
+          data<T>(logits),
+          data<int64_t>(target),
+          data<ScoreType<T>>(loss),
+          data<ScoreType<T>>(lse),
+          logits.size(0),
+          logits.size(1),
+          logits.stride(0),
+          ignore_index,
+          mutable_data<T>(grad_logits)};
 }
 
 // Logits as the kernels want them: unit stride along the classes. Rows may lie any distance apart.

@@ -138,6 +138,13 @@ inline void* current_stream([[maybe_unused]] const Tensor& tensor) {
   return stream;
 }
 
+// The same with float64, which the CPU takes for checking.
+template <class F>
+void dispatch_floating_and_double(const char* op, const char* argument, ScalarType type, F&& f) {
+  if (type == ScalarType::Double) return f(Type<double>{});
+  dispatch_floating(op, argument, type, std::forward<F>(f));
+}
+
 template <class T>
 const T* data(const Tensor& tensor) {
   return static_cast<const T*>(tensor.const_data_ptr());

@@ -34,6 +34,8 @@ class Scores:
         grad_norm: Norm of the gradient of that loss with respect to the model's output ``[B]``.
         entropy: Entropy of the predicted distribution ``[B]`` in nats (classification only).
         batch_size: B, needed where no tensor says it.
+        batch_device: Where the batch is, where no tensor says it: a selector that needs no scores
+            then makes its indices there.
 
     Raises:
         TypeError: A score is not a floating-point tensor.
@@ -49,6 +51,7 @@ class Scores:
     grad_norm: Tensor | None = None  # [B]
     entropy: Tensor | None = None  # [B]
     batch_size: int | None = None
+    batch_device: torch.device | None = None
 
     def __post_init__(self) -> None:
         """Checks that the scores are of one batch."""
@@ -88,11 +91,11 @@ class Scores:
 
     @property
     def device(self) -> torch.device | None:
-        """The device of the scores, None where there is no tensor."""
+        """The device of the scores; `batch_device` where there is no tensor."""
         for score in (self.loss, self.grad_norm, self.entropy):
             if score is not None:
                 return score.device
-        return None
+        return self.batch_device
 
 
 def per_sample_scores(
@@ -212,7 +215,9 @@ def _generic_scores(
     ignore_index = _ignore_index(criterion)
     grad_norm = entropy = None
     if "grad_norm" in needs:
-        leaf = _as_tensor(output, "grad_norm").detach().requires_grad_()
+        leaf = _as_tensor(output, "grad_norm").detach()
+        # In sixteen bits the gradients of well-learnt samples would all round to 0.
+        leaf = leaf.to(torch.promote_types(leaf.dtype, torch.float32)).requires_grad_()
         with torch.enable_grad():
             loss = _mean_per_sample(criterion, leaf, target, ignore_index)
             if not loss.requires_grad:
@@ -223,8 +228,7 @@ def _generic_scores(
                 )
             (grad,) = torch.autograd.grad(loss.sum(), leaf)
         wide = grad.flatten(1) if grad.dim() > 1 else grad.unsqueeze(1)
-        dtype = torch.promote_types(grad.dtype, torch.float32)
-        grad_norm = torch.linalg.vector_norm(wide, dim=1, dtype=dtype)
+        grad_norm = torch.linalg.vector_norm(wide, dim=1)
         loss = loss.detach()
     else:
         loss = _mean_per_sample(criterion, output, target, ignore_index)

@@ -69,12 +69,10 @@ class Backend:
 
 @functools.cache
 def simt_library() -> Path | None:
-    """The emulated CUDA kernels: FASTSEL_SIMT_LIBRARY, or the newest build under build/."""
+    """The emulated CUDA kernels: FASTSEL_SIMT_LIBRARY, or what `make build` makes."""
     named = os.environ.get("FASTSEL_SIMT_LIBRARY")
-    if named:
-        return Path(named)
-    built = sorted(ROOT.glob("build/**/libfastsel_simt.so"), key=lambda path: path.stat().st_mtime)
-    return built[-1] if built else None
+    path = Path(named) if named else ROOT / "build" / "dev" / "tests" / "libfastsel_simt.so"
+    return path if path.exists() else None
 
 
 @functools.cache

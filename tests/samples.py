@@ -1,4 +1,4 @@
-"""One table of sample inputs per operator, shared by the tests and the benches."""
+"""One table of sample inputs per operator, for opcheck and torch.compile on every backend."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ class Sample:
         args: Further positional arguments.
         kwargs: Keyword arguments.
         cpu_only: The input is of a dtype that GPU kernels do not take.
-        size: ``small`` inputs run on every backend, ``large`` ones are for benches.
     """
 
     op: str
@@ -32,7 +31,6 @@ class Sample:
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
     cpu_only: bool = False
-    size: str = "small"
 
     def make(
         self, seed: int = 0, device: torch.device | str = "cpu", *, requires_grad: bool = False
@@ -68,13 +66,6 @@ def logits_and_target(
         skip = torch.rand(batch_size, generator=generator) < ignored
         target = torch.where(skip, torch.full_like(target, ignore_index), target)
     return logits.to(dtype), target
-
-
-def samples(op: str, *, size: str = "small") -> list[Sample]:
-    """The samples of an operator and size; never an empty list."""
-    found = [sample for sample in SAMPLES if sample.op == op and sample.size == size]
-    assert found, f"no {size} samples of {op}"
-    return found
 
 
 def _move(tensor: Tensor, device: torch.device) -> Tensor:
@@ -155,20 +146,6 @@ SAMPLES: list[Sample] = [
     ),
     Sample("sample_scores", "transposed", _transposed),
     Sample("sample_scores", "strided", _strided),
-    Sample("sample_scores", "imagenet", _scores(4096, 1000), size="large"),
-    Sample(
-        "sample_scores",
-        "imagenet_bfloat16",
-        _scores(4096, 1000, dtype=torch.bfloat16),
-        size="large",
-    ),
-    Sample("sample_scores", "vocabulary", _scores(2048, 32000), size="large"),
-    Sample(
-        "sample_scores",
-        "vocabulary_bfloat16",
-        _scores(2048, 32000, dtype=torch.bfloat16),
-        size="large",
-    ),
     Sample("sample_scores_backward", "plain", _backward(8, 10)),
     Sample("sample_scores_backward", "empty", _backward(0, 10)),
     Sample("sample_scores_backward", "odd", _backward(5, 333)),
@@ -183,7 +160,6 @@ SAMPLES: list[Sample] = [
         _backward(8, 10, ignored=0.5, ignore_index=3),
         kwargs={"ignore_index": 3},
     ),
-    Sample("sample_scores_backward", "imagenet", _backward(4096, 1000), size="large"),
     Sample("topk", "plain", _normal(100), (10,)),
     Sample("topk", "rows", _normal(2, 3, 50), (7,)),
     Sample("topk", "nothing", _normal(4, 9), (0,)),
@@ -201,6 +177,4 @@ SAMPLES: list[Sample] = [
     # nothing.
     Sample("topk", "special", _special, (6,), {"largest": False}),
     Sample("topk", "strided", _every_other, (3,)),
-    Sample("topk", "batch", _normal(65_536), (1024,), size="large"),
-    Sample("topk", "dataset", _normal(10_000_000), (10_000,), size="large"),
 ]

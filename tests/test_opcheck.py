@@ -7,7 +7,6 @@ import torch
 from conftest import Backend
 from samples import SAMPLES, Sample
 
-SMALL = [sample for sample in SAMPLES if sample.size == "small"]
 ALL_TESTS = (
     "test_schema",
     "test_autograd_registration",
@@ -16,7 +15,7 @@ ALL_TESTS = (
 )
 
 
-@pytest.mark.parametrize("sample", SMALL, ids=str)
+@pytest.mark.parametrize("sample", SAMPLES, ids=str)
 def test_opcheck(backend: Backend, sample: Sample) -> None:
     args, kwargs = sample.make(device=backend.device)
     operator = getattr(backend.ops, sample.op).default
@@ -25,7 +24,7 @@ def test_opcheck(backend: Backend, sample: Sample) -> None:
     assert set(results.values()) == {"SUCCESS"}
 
 
-@pytest.mark.parametrize("sample", [s for s in SMALL if s.op == "sample_scores"], ids=str)
+@pytest.mark.parametrize("sample", [s for s in SAMPLES if s.op == "sample_scores"], ids=str)
 def test_opcheck_with_gradient(backend: Backend, sample: Sample) -> None:
     args, kwargs = sample.make(device=backend.device, requires_grad=True)
     results = torch.library.opcheck(
@@ -42,4 +41,4 @@ def test_every_operator_has_samples() -> None:
         for schema in schemas
         if schema.name.startswith("fastsel::")
     }
-    assert names == {sample.op for sample in SMALL}
+    assert names == {sample.op for sample in SAMPLES}

@@ -11,7 +11,7 @@ from conftest import SIMT_ORDERS, Backend, assert_same_bits, set_simt_device, se
 from samples import SAMPLES, Sample, logits_and_target
 from torch import Tensor
 
-SMALL = [sample for sample in SAMPLES if sample.size == "small" and not sample.cpu_only]
+SMALL = [sample for sample in SAMPLES if not sample.cpu_only]
 OTHER_ORDERS = [
     (order, seed)
     for order in SIMT_ORDERS

@@ -204,3 +204,10 @@ def test_a_selector_of_ones_own() -> None:
     assert Confused(0.5)(Scores(entropy=torch.tensor([0.1, 0.9, 0.5, 0.2]))).tolist() == [1, 2]
     with pytest.raises(NotImplementedError, match="must define choose"):
         Selector(0.5)(Scores(batch_size=4))
+
+
+def test_uniform_draws_where_the_batch_is() -> None:
+    """A step on a GPU must not wait for indices made on the host."""
+    indices = Uniform(0.5)(Scores(batch_size=4, batch_device=torch.device("meta")))
+    assert indices.device.type == "meta"
+    assert indices.shape == (2,)

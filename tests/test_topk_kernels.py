@@ -6,7 +6,9 @@ GPU runs for millions.
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import fastsel_native
@@ -237,3 +239,15 @@ def test_plans_use_the_device() -> None:
     assert blocks(10, 10**6) > 120
     assert blocks(1_000, 40_000) == 132
     assert blocks(1_000, 1_000) > 132
+
+
+def test_the_sanitized_shapes_reach_every_kernel() -> None:
+    path = Path(__file__).resolve().parent.parent / "bench" / "sanitize.py"
+    shapes = runpy.run_path(str(path), run_name="shapes")["TOPK_SHAPES"]
+    plans = [fastsel_native.topk_plan(*shape, 64, True, 4, *H200) for shape in shapes]
+    reached = {
+        (plan["kernel"], plan["blocks_per_row"] > 1, bool(plan["chunk_in_shared"]))
+        for plan in plans
+    }
+    assert {kernel for kernel, _, _ in reached} == {"small", "registers", "shared", "grid"}
+    assert {("grid", True, True), ("grid", False, False), ("grid", True, False)} <= reached

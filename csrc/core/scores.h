@@ -42,9 +42,8 @@ struct ScoreState {
   Real weighted = 0;  // t
 };
 
-template <class Real>
 struct RowScores {
-  Real loss, grad_norm, entropy, lse;
+  double loss, grad_norm, entropy, lse;
 };
 
 FASTSEL_HD float score_exp(float x) { return expf(x); }
@@ -71,7 +70,7 @@ FASTSEL_HD ScoreState<Real> merge(ScoreState<Real> a, ScoreState<Real> b) {
 // margin of 40, and this runs once a row. Conventions for odd rows are torch's: a NaN or +inf
 // logit, or nothing but -inf, gives NaN; a target at -inf gives an infinite loss.
 template <class Real>
-FASTSEL_HD RowScores<double> finish_scores(const ScoreState<Real>& others, double target_logit) {
+FASTSEL_HD RowScores finish_scores(const ScoreState<Real>& others, double target_logit) {
   const double m = others.max, d = others.sum, q = others.sum_sq, t = others.weighted;
   const bool none = m == -INFINITY;  // one class, or every other class masked
   if (d != d || !(target_logit < INFINITY) || (none && target_logit == -INFINITY)) {
@@ -84,7 +83,7 @@ FASTSEL_HD RowScores<double> finish_scores(const ScoreState<Real>& others, doubl
   const double loss = (s > 0 ? s : 0) + small;          // -log p_y
   const double loss_others = (s < 0 ? -s : 0) + small;  // -log(1 - p_y)
   const double p_others = (s < 0 ? e : 1) / (1 + e), p_target = (s < 0 ? 1 : e) / (1 + e);
-  RowScores<double> scores;
+  RowScores scores;
   scores.loss = loss;
   scores.grad_norm = p_others * sqrt(1 + q / (d * d));
   const double entropy_among_others = log_d - t / d;

@@ -96,7 +96,7 @@ void scaled_probabilities(const T* x, int64_t count, ProbabilityBase<float> p, f
 }  // namespace
 
 template <class T>
-void sample_scores_rows(const ScoreRows<T>& rows, int64_t begin, int64_t end) {
+void sample_scores_rows(const ScoresArguments<T>& rows, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     const int64_t target = rows.target[row];
     if (target == rows.ignore_index) {
@@ -104,7 +104,7 @@ void sample_scores_rows(const ScoreRows<T>& rows, int64_t begin, int64_t end) {
       continue;
     }
     const T* logits = rows.logits + row * rows.row_stride;
-    const RowScores<double> scores =
+    const RowScores scores =
         finish_scores(row_state(logits, rows.classes, target), to_float(logits[target]));
     rows.loss[row] = static_cast<float>(scores.loss);
     rows.grad_norm[row] = static_cast<float>(scores.grad_norm);
@@ -114,7 +114,8 @@ void sample_scores_rows(const ScoreRows<T>& rows, int64_t begin, int64_t end) {
 }
 
 template <class T>
-void sample_scores_backward_rows(const ScoreGradRows<T>& rows, int64_t begin, int64_t end) {
+void sample_scores_backward_rows(const ScoresBackwardArguments<T>& rows, int64_t begin,
+                                 int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     T* grad = rows.grad_logits + row * rows.classes;
     const int64_t target = rows.target[row];
@@ -131,9 +132,9 @@ void sample_scores_backward_rows(const ScoreGradRows<T>& rows, int64_t begin, in
   }
 }
 
-#define FASTSEL_INSTANTIATE(T)                                                \
-  template void sample_scores_rows<T>(const ScoreRows<T>&, int64_t, int64_t); \
-  template void sample_scores_backward_rows<T>(const ScoreGradRows<T>&, int64_t, int64_t);
+#define FASTSEL_INSTANTIATE(T)                                                      \
+  template void sample_scores_rows<T>(const ScoresArguments<T>&, int64_t, int64_t); \
+  template void sample_scores_backward_rows<T>(const ScoresBackwardArguments<T>&, int64_t, int64_t);
 
 FASTSEL_INSTANTIATE(float)
 FASTSEL_INSTANTIATE(Half)

@@ -356,18 +356,13 @@ std::tuple<Tensor, Tensor> topk_cpu(const Tensor& scores,  // [..., N]
                                     int64_t k, bool largest, bool sorted) {
   check_topk_arguments(scores, k);
   const Tensor x = as_contiguous(scores);
-  const auto [values, indices] = empty_topk(x, k);
+  Tensor values, indices;  // not a structured binding: clang captures none in a lambda
+  std::tie(values, indices) = empty_topk(x, k);
   const int64_t n = x.size(x.dim() - 1);
   const bool nothing = k == 0 || x.numel() == 0;
-  if (x.scalar_type() == ScalarType::Double) {
-    if (!nothing) topk_rows<double>(x, n, k, largest, sorted, values, indices);
-    return {values, indices};
-  }
-  const Tensor &out = values,
-               &positions =
-                   indices;  // structured bindings cannot be captured before C++20's defect fix
-  dispatch_floating("topk", "scores", x.scalar_type(), [&](auto tag) {
-    if (!nothing) topk_rows<typename decltype(tag)::type>(x, n, k, largest, sorted, out, positions);
+  dispatch_floating_and_double("topk", "scores", x.scalar_type(), [&](auto tag) {
+    if (!nothing)
+      topk_rows<typename decltype(tag)::type>(x, n, k, largest, sorted, values, indices);
   });
   return {values, indices};
 }

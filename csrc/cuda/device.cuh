@@ -14,14 +14,13 @@
 //                      __clz(ll) __brev(ll), __float_as_uint and its kin, min and max
 //   shared memory      block_shared<T>(), dynamic_shared<T>(); never __shared__: the host has no
 //                      such storage
-//   memory             Vector<T, N>, load_vector, store_vector, load_streaming, store_streaming
+//   memory             Vector<T, N>, load_vector, store_vector, load_streaming
 //   arithmetic         fast_exp2
 //   cooperative grid   grid_sync(), grid_arrive() and grid_wait()
 //   loops              FASTSEL_UNROLL, FASTSEL_UNROLL_BY(n) in front of a loop
 // What a launcher may use:
 //   launch(kernel, LaunchConfig{grid, block, shared_bytes, stream}, arguments...),
-//   launch_cooperative(...), fill_bytes(pointer, byte, size, stream), multiprocessor_count(),
-//   max_shared_bytes_per_block(), resident_blocks_per_multiprocessor(kernel, threads, shared_bytes)
+//   launch_cooperative(...), multiprocessor_count(), max_shared_bytes_per_block()
 // Threads must not spin on memory that another thread writes: on the host nobody else runs
 // meanwhile.
 #pragma once
@@ -35,7 +34,6 @@ namespace fastsel::cuda {
 using simt::block_shared;
 using simt::dynamic_shared;
 using simt::fast_exp2;
-using simt::fill_bytes;
 using simt::grid_arrive;
 using simt::grid_sync;
 using simt::grid_wait;
@@ -47,8 +45,6 @@ using simt::load_streaming;
 using simt::load_vector;
 using simt::max_shared_bytes_per_block;
 using simt::multiprocessor_count;
-using simt::resident_blocks_per_multiprocessor;
-using simt::store_streaming;
 using simt::store_vector;
 using simt::Vector;
 }  // namespace fastsel::cuda

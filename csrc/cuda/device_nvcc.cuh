@@ -7,6 +7,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <mutex>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -56,10 +58,6 @@ namespace detail {
 template <size_t kBytes>
 struct Word;
 template <>
-struct Word<2> {
-  using type = unsigned short;
-};
-template <>
 struct Word<4> {
   using type = unsigned;
 };
@@ -95,17 +93,6 @@ __device__ __forceinline__ T load_streaming(const T* p) {
 template <int N, class T>
 __device__ __forceinline__ Vector<T, N> load_streaming(const T* p) {
   return load_streaming(reinterpret_cast<const Vector<T, N>*>(p));
-}
-
-template <class T>
-__device__ __forceinline__ void store_streaming(T* p, const T& v) {
-  using Word = typename detail::Word<sizeof(T)>::type;
-  __stcs(reinterpret_cast<Word*>(p), *reinterpret_cast<const Word*>(&v));
-}
-
-template <class T, int N>
-__device__ __forceinline__ void store_streaming(T* p, const Vector<T, N>& v) {
-  store_streaming(reinterpret_cast<Vector<T, N>*>(p), v);
 }
 
 // ---- arithmetic ----
@@ -159,20 +146,30 @@ inline int device_attribute(cudaDeviceAttr attribute) {
 }
 
 // Static and dynamic shared memory together may pass 48 KB only where the kernel asked for it
-// beforehand; block_shared takes at most kMaxStaticSharedBytes of them.
-template <class Kernel>
-void allow_shared_bytes(Kernel kernel, size_t shared_bytes) {
+// beforehand; block_shared takes at most kMaxStaticSharedBytes of them. A kernel asks once a device,
+// for all there is: host threads that launch it with different sizes must not lower each other's
+// limit.
+inline void allow_shared_bytes(const void* kernel, size_t shared_bytes) {
   if (shared_bytes <= 48 * 1024 - kMaxStaticSharedBytes) return;
-  check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                             cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(shared_bytes)),
+  static std::mutex mutex;
+  static std::set<std::pair<const void*, int>> allowed;
+  int device = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  const std::lock_guard lock(mutex);
+  if (allowed.count({kernel, device}) > 0) return;
+  cudaFuncAttributes attributes{};
+  check(cudaFuncGetAttributes(&attributes, kernel), "cudaFuncGetAttributes");
+  const int most = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             most - static_cast<int>(attributes.sharedSizeBytes)),
         "raising a kernel's shared memory limit");
+  allowed.insert({kernel, device});
 }
 
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), const LaunchConfig& config, bool cooperative,
             Arguments&&... arguments) {
-  allow_shared_bytes(kernel, config.shared_bytes);
+  allow_shared_bytes(reinterpret_cast<const void*>(kernel), config.shared_bytes);
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeCooperative;
   attribute.val.cooperative = 1;
@@ -197,17 +194,11 @@ void launch(void (*kernel)(Parameters...), const LaunchConfig& config, Arguments
 }
 
 // The same with every block resident at once, so that the kernel may call grid_sync(). The grid
-// must fit: at most multiprocessor_count() * resident_blocks_per_multiprocessor(...) blocks.
+// must fit: at most as many blocks as the multiprocessors can hold at once.
 template <class... Parameters, class... Arguments>
 void launch_cooperative(void (*kernel)(Parameters...), const LaunchConfig& config,
                         Arguments&&... arguments) {
   detail::launch(kernel, config, true, std::forward<Arguments>(arguments)...);
-}
-
-// Sets `size` bytes at a device pointer, in stream order.
-inline void fill_bytes(void* pointer, int byte, size_t size, void* stream) {
-  detail::check(cudaMemsetAsync(pointer, byte, size, static_cast<cudaStream_t>(stream)),
-                "a memset");
 }
 
 // ---- the current device ----
@@ -219,19 +210,6 @@ inline int multiprocessor_count() {
 // The most dynamic plus static shared memory one block can ask for.
 inline int max_shared_bytes_per_block() {
   return detail::device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
-}
-
-// How many blocks of `threads` threads and `shared_bytes` dynamic shared memory fit on a
-// multiprocessor together.
-template <class... Parameters>
-int resident_blocks_per_multiprocessor(void (*kernel)(Parameters...), int threads,
-                                       size_t shared_bytes) {
-  detail::allow_shared_bytes(kernel, shared_bytes);
-  int blocks = 0;
-  detail::check(
-      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_bytes),
-      "an occupancy query");
-  return blocks;
 }
 
 }  // namespace fastsel::cuda

@@ -18,13 +18,12 @@ unsigned blocks_for(int64_t threads) {
 // Short rows: enough groups to fill the multiprocessors come first, rows that share their last step
 // second.
 template <class T, int kLanes>
-void launch_short_rows(const cuda::ScoresArguments<T>& a, void* stream) {
+void launch_short_rows(const ScoresArguments<T>& a, void* stream) {
   const int64_t resident_groups = int64_t{cuda::multiprocessor_count()} *
                                   cuda::kScoresBlocksPerMultiprocessor *
                                   (cuda::kScoresThreads / kLanes);
-  const int most = std::min(kLanes, cuda::kScoresRowsPerWarp);
   const int rows_per_group =
-      static_cast<int>(std::clamp<int64_t>(a.rows / resident_groups, 1, most));
+      static_cast<int>(std::clamp<int64_t>(a.rows / resident_groups, 1, kLanes));
   const int64_t groups = (a.rows + rows_per_group - 1) / rows_per_group;
   cuda::launch(cuda::scores_short_rows_kernel<T, kLanes>,
                {blocks_for(groups * kLanes), cuda::kScoresThreads, 0, stream}, a, rows_per_group);
@@ -39,7 +38,7 @@ int choose_splits(int64_t rows, int64_t classes) {
 }
 
 template <class T>
-void launch_scores(const cuda::ScoresArguments<T>& a, const Tensor& like) {
+void launch_scores(const ScoresArguments<T>& a, const Tensor& like) {
   void* stream = current_stream(like);
   if (a.classes <= cuda::kScoresShortRow) return launch_short_rows<T, 8>(a, stream);
   if (a.classes <= cuda::kScoresWarpRow) return launch_short_rows<T, cuda::kWarpSize>(a, stream);
@@ -66,21 +65,12 @@ SampleScores sample_scores_cuda(const Tensor& logits,  // [B, C]
   check_scores_arguments("sample_scores", logits, target);
   const DeviceGuard guard(logits);
   const Tensor x = with_unit_column_stride(logits), y = as_contiguous(target);
-  const int64_t batch = x.size(0);
-  const Tensor loss = empty({batch}, ScalarType::Float, x),
-               grad_norm = empty({batch}, ScalarType::Float, x);
-  const Tensor entropy = empty({batch}, ScalarType::Float, x),
-               lse = empty({batch}, ScalarType::Float, x);
+  const SampleScores out = empty_scores(x, ScalarType::Float);
   dispatch_floating("sample_scores", "logits", x.scalar_type(), [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    if (batch == 0) return;
-    launch_scores(cuda::ScoresArguments<T>{data<T>(x), data<int64_t>(y), batch, x.size(1),
-                                           x.stride(0), ignore_index, mutable_data<float>(loss),
-                                           mutable_data<float>(grad_norm),
-                                           mutable_data<float>(entropy), mutable_data<float>(lse)},
-                  x);
+    if (x.size(0) == 0) return;
+    launch_scores(scores_arguments<typename decltype(tag)::type>(x, y, ignore_index, out), x);
   });
-  return {loss, grad_norm, entropy, lse};
+  return out;
 }
 
 Tensor sample_scores_backward_cuda(const Tensor& grad_loss,  // [B]
@@ -99,16 +89,8 @@ Tensor sample_scores_backward_cuda(const Tensor& grad_loss,  // [B]
   dispatch_floating("sample_scores_backward", "logits", x.scalar_type(), [&](auto tag) {
     using T = typename decltype(tag)::type;
     if (batch == 0) return;
-    const cuda::ScoresBackwardArguments<T> arguments{data<float>(grad),
-                                                     data<T>(x),
-                                                     data<int64_t>(y),
-                                                     data<float>(nll),
-                                                     data<float>(log_sum),
-                                                     batch,
-                                                     classes,
-                                                     x.stride(0),
-                                                     ignore_index,
-                                                     mutable_data<T>(grad_logits)};
+    const auto arguments =
+        scores_backward_arguments<T>(grad, x, y, nll, log_sum, ignore_index, grad_logits);
     const int64_t chunks = (classes + cuda::kScoresBackwardChunk - 1) / cuda::kScoresBackwardChunk;
     cuda::launch(
         cuda::scores_backward_kernel<T>,

@@ -17,24 +17,11 @@
 
 #include "core/dtypes.h"
 #include "core/scores.h"
+#include "core/scores_arguments.h"
 #include "cuda/device.cuh"
 #include "cuda/tuning.h"
 
 namespace fastsel::cuda {
-
-template <class T>
-struct ScoresArguments {
-  const T* logits;        // [B, C], rows row_stride apart
-  const int64_t* target;  // [B]
-  int64_t rows;           // B
-  int64_t classes;        // C
-  int64_t row_stride;     // in elements
-  int64_t ignore_index;
-  float* loss;  // [B], likewise the next three
-  float* grad_norm;
-  float* entropy;
-  float* lse;
-};
 
 // Values of one 16-byte load.
 template <class T>
@@ -121,7 +108,7 @@ template <class T>
 __device__ __forceinline__ void write_scores(const ScoresArguments<T>& a, int64_t row,
                                              const ScoreState<float>& others) {
   const int64_t target = a.target[row];
-  RowScores<double> scores{0, 0, 0, 0};
+  RowScores scores{0, 0, 0, 0};
   if (target != a.ignore_index) {
     const bool valid = target >= 0 && target < a.classes;
     const double logit = valid ? to_float(a.logits[row * a.row_stride + target]) : NAN;
@@ -211,20 +198,6 @@ __global__ void __launch_bounds__(kScoresThreads)
   for (int split = 0; split < splits; ++split) state = merge(state, partial[row * splits + split]);
   write_scores(a, row, state);
 }
-
-template <class T>
-struct ScoresBackwardArguments {
-  const float* grad_loss;  // [B]
-  const T* logits;         // [B, C], rows row_stride apart
-  const int64_t* target;   // [B]
-  const float* loss;       // [B]
-  const float* lse;        // [B]
-  int64_t rows;            // B
-  int64_t classes;         // C
-  int64_t row_stride;      // in elements
-  int64_t ignore_index;
-  T* grad_logits;  // [B, C], contiguous
-};
 
 // grad_logits = grad_loss * (softmax - onehot): a warp for each piece of kScoresBackwardChunk
 // classes of a row.

@@ -51,10 +51,6 @@ inline constexpr int64_t kScoresShortRow = 128;
 // flight.
 inline constexpr int64_t kScoresWarpRow = 4096;
 
-// The last step of a row is about 200 double-precision instructions in one lane. A warp keeps the
-// states of up to this many rows and lets each lane finish one.
-inline constexpr int kScoresRowsPerWarp = 32;
-
 inline constexpr int kScoresThreads = 256;
 
 // Long rows get several blocks when there are too few rows to fill the multiprocessors, each with

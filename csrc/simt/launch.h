@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstddef>
-#include <cstring>
 #include <tuple>
 #include <utility>
 
@@ -41,16 +40,7 @@ void launch_cooperative(void (*kernel)(Parameters...), const LaunchConfig& confi
   launch_grid(kernel, config, true, std::forward<Arguments>(arguments)...);
 }
 
-inline void fill_bytes(void* pointer, int byte, size_t size, void*) {
-  if (size) std::memset(pointer, byte, size);
-}
-
 inline int multiprocessor_count() { return device.multiprocessors; }
 inline int max_shared_bytes_per_block() { return device.shared_bytes_per_block; }
-
-template <class... Parameters>
-int resident_blocks_per_multiprocessor(void (*)(Parameters...), int threads, size_t shared_bytes) {
-  return resident_blocks(threads, shared_bytes);
-}
 
 }  // namespace fastsel::simt

@@ -59,21 +59,10 @@ Vector<T, N> load_vector(const T* p) {
   return load_streaming<N>(p);
 }
 
-template <class T>
-void store_streaming(T* p, const T& v) {
-  static_assert(fits_one_access<T>);
-  check_alignment(p, sizeof(T));
-  std::memcpy(p, &v, sizeof v);
-}
-
-template <class T, int N>
-void store_streaming(T* p, const Vector<T, N>& v) {
-  store_streaming(reinterpret_cast<Vector<T, N>*>(p), v);
-}
-
 template <class T, int N>
 void store_vector(T* p, const Vector<T, N>& v) {
-  store_streaming(p, v);
+  check_alignment(p, sizeof v);
+  std::memcpy(p, &v, sizeof v);
 }
 
 }  // namespace fastsel::simt

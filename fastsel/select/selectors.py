@@ -134,12 +134,13 @@ class Uniform(Selector):
         """Draws k of the samples without replacement."""
         device = scores.device
         if self.generator is not None:
-            if device is not None and device.type != self.generator.device.type:
+            has_scores = scores.loss is not None or scores.grad_norm is not None
+            if has_scores and device is not None and device.type != self.generator.device.type:
                 raise ValueError(
                     f"uniform: generator must be on {device.type} as the scores are, "
                     f"got one on {self.generator.device.type}"
                 )
-            device = self.generator.device if device is None else device
+            device = device if has_scores else self.generator.device
         order = torch.randperm(scores.size, generator=self.generator, device=device)
         return order[:k].sort().values
 

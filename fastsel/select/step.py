@@ -168,7 +168,7 @@ class SelectiveStep:
             ValueError: The scores are of another batch size, or lack what the selector needs.
         """
         if scores is None:
-            scores = Scores(batch_size=batch_size)
+            scores = Scores(batch_size=batch_size, batch_device=device)
         elif scores.size != batch_size:
             raise ValueError(
                 f"SelectiveStep: scores must be of the batch's {batch_size} samples, "

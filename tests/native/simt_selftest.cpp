@@ -339,7 +339,7 @@ pybind11::tuple atomics() {
 __global__ void vector_kernel(const float* in, int offset, float* out) {
   const auto v = fastsel::cuda::load_vector<4>(in + offset);
   fastsel::cuda::store_vector(out, v);
-  fastsel::cuda::store_streaming(out + 4, fastsel::cuda::load_streaming(in + offset));
+  out[4] = fastsel::cuda::load_streaming(in + offset);
 }
 
 std::vector<float> vector_load(int offset) {
