@@ -1,13 +1,16 @@
 """The command line: `fastsel compare` and `fastsel info`.
 
-Exit codes: 0 done, 1 something failed, 2 bad input, 130 stopped with Ctrl-C.
+Exit codes: 0 done, 1 something failed, 2 bad input, 130 stopped with Ctrl-C. Errors are one line on
+stderr; with ``FASTSEL_DEBUG=1`` in the environment a failure's traceback comes before it.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -68,9 +71,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"fastsel {options.command}: stopped", file=sys.stderr)
         return _INTERRUPTED
-    except (ImportError, OSError, RuntimeError, MemoryError) as error:
-        print(f"fastsel {options.command}: {_one_line(error)}", file=sys.stderr)
+    except Exception as error:
+        if os.environ.get("FASTSEL_DEBUG") == "1":
+            traceback.print_exc()
+        print(f"fastsel {options.command}: {_failure(error)}", file=sys.stderr)
         return _FAILED
+
+
+def _failure(error: Exception) -> str:
+    if isinstance(error, ImportError | OSError | RuntimeError | MemoryError):
+        return _one_line(error)  # the machine's or the installation's, in words of its own
+    return (
+        f"unexpected {type(error).__name__}: {_one_line(error)} (FASTSEL_DEBUG=1 shows where it "
+        "came from)"
+    )
 
 
 def _one_line(error: BaseException) -> str:
@@ -148,16 +162,13 @@ def _info(options: argparse.Namespace) -> int:
             facts[f"GPU {i}"] = f"{torch.cuda.get_device_name(i)} (sm_{major}{minor})"
     else:
         facts["GPU"] = "none that torch can use"
-    code = 0
     try:
         native = _library.build_info()
         native.pop("version")  # shown above
         facts.update(native)
-    except ImportError as error:  # the versions above help to find out why
-        facts["native ops"] = _one_line(error)
-        code = _FAILED
-    width = max(map(len, facts))
-    for name, value in facts.items():
-        text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-        print(f"{name:<{width}}  {text}")
-    return code
+    finally:  # without the native library the versions help to find out why
+        width = max(map(len, facts))
+        for name, value in facts.items():
+            text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+            print(f"{name:<{width}}  {text}")
+    return 0

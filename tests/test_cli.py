@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -72,7 +74,13 @@ def test_quiet_prints_the_table_and_the_conclusion(capsys: pytest.CaptureFixture
         (["points.csv", *FAST, "--budget", "soon"], "budget must be like 30s"),
         (["points.csv", *FAST, "--strategies", "best"], "strategies must be one or more of full"),
         (["points.csv", *FAST, "--model", "cnn"], "model cnn needs images"),
-        (["points.csv", *FAST, "--goal", "-1"], "goal must be a test loss above 0, got -1.0"),
+        (["points.csv", *FAST, "--goal", "-1"], "goal must be a finite test loss above 0, got -1"),
+        (
+            ["points.csv", *FAST, "--goal", "inf"],
+            "goal must be a finite test loss above 0, got inf",
+        ),
+        (["points.csv", *FAST, "--lr", "inf"], "lr must be above 0 and at most 1000, got inf"),
+        (["points.csv", *FAST, "--budget", "9" * 400 + "steps"], "at most 1e+12, got inf"),
         (["points.csv", *FAST, "--out", "points.csv/out"], "cannot write to the output folder"),
         (["skin", "--data-dir", "nowhere"], "data_dir names nowhere, which is not a folder"),
         (["digits", "--target", "x"], "digits has its own target"),
@@ -124,6 +132,41 @@ def test_a_failure_is_one_clear_line(
     assert one_line(capsys) == "fastsel compare: out of memory\n"
 
 
+@pytest.mark.parametrize("debug", [False, True])
+def test_a_mistake_of_ours_is_one_line_too(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, debug: bool
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise ZeroDivisionError("division\nby zero")
+
+    write_table()
+    monkeypatch.setattr("fastsel.compare.runner.train_run", fail)
+    monkeypatch.setenv("FASTSEL_DEBUG", str(int(debug)))
+    assert cli.main(["compare", "points.csv", *FAST, "--quiet"]) == 1
+    *trace, last = capsys.readouterr().err.splitlines()
+    assert last.startswith("fastsel compare: unexpected ZeroDivisionError: division by zero (")
+    assert bool(trace) == debug and (not debug or trace[0].startswith("Traceback"))
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_names_are_shown_as_they_are(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
+    """Terminal markup and emoji codes in the name of a file are characters like any other."""
+    write_table()
+    Path("points.csv").rename("x[bold]y[final]:key:.csv")
+    screen = _Terminal() if terminal else io.StringIO()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setenv("COLUMNS", "400")
+    arguments = ["compare", "x[bold]y[final]:key:.csv", *FAST, "--seeds", "1"]
+    assert cli.main([*arguments, "--out", "o"]) == 0
+    # The first line, and the caption of the table.
+    assert screen.getvalue().count("x[bold]y[final]:key:") == 2
+
+
 @pytest.mark.parametrize("arguments", [[], ["compare"], ["train"], ["compare", "digits", "--no"]])
 def test_usage_errors_exit_with_two(
     capsys: pytest.CaptureFixture[str], arguments: list[str]
@@ -141,16 +184,62 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
         assert word in out
 
 
-def test_info_without_the_native_library(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def absent() -> None:
-        raise ImportError("the native library is not built")
+def python(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A new interpreter that imports fastsel from `root`, whatever is installed."""
+    environment = {**os.environ, "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
 
-    monkeypatch.setattr("fastsel._library.build_info", absent)
-    assert cli.main(["info"]) == 1
-    out = capsys.readouterr().out
-    assert "the native library is not built" in out and "torch" in out
+
+@pytest.fixture
+def unbuilt(tmp_path: Path) -> Path:
+    """Root of a copy of the package whose native library was never built."""
+    leave_out = shutil.ignore_patterns("lib", "__pycache__")
+    shutil.copytree(Path(fastsel.__file__).parent, tmp_path / "copy/fastsel", ignore=leave_out)
+    return tmp_path / "copy"
+
+
+COMMANDS = [["info"], ["compare", "points.csv", *FAST]]
+IMPORTS = ["from fastsel import topk", "import fastsel; fastsel.SelectiveStep",
+           "import fastsel.select"]  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", COMMANDS, ids=["info", "compare"])
+def test_a_missing_native_library_is_one_clear_line(unbuilt: Path, arguments: list[str]) -> None:
+    write_table()
+    done = python(unbuilt, "-m", "fastsel", *arguments)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    start = f"fastsel {arguments[0]}: fastsel's native library is not built: run `pip install"
+    assert done.stderr.startswith(start)
+    assert ("torch" in done.stdout) == (arguments == ["info"])  # the versions help to find out why
+
+
+@pytest.mark.parametrize("arguments", COMMANDS, ids=["info", "compare"])
+def test_an_old_torch_is_one_clear_line(arguments: list[str]) -> None:
+    write_table()
+    # What the console script does, after a torch that says it is older.
+    code = (
+        "import sys, torch; torch.__version__ = torch.torch_version.TorchVersion('2.9.1')\n"
+        f"from fastsel.cli import main; sys.exit(main({arguments}))"
+    )
+    done = python(Path(fastsel.__file__).parents[1], "-c", code)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"fastsel {arguments[0]}: fastsel ")
+    assert "needs torch >= 2.10, found 2.9.1: pip install 'torch>=2.10'" in done.stderr
+
+
+@pytest.mark.parametrize("code", IMPORTS)
+def test_a_missing_native_library_is_an_import_error(unbuilt: Path, code: str) -> None:
+    done = python(unbuilt, "-c", code)
+    last = done.stderr.rstrip().splitlines()[-1]
+    assert done.returncode == 1
+    assert last.startswith("ImportError: fastsel's native library is not built")
+
+
+def test_importing_registers_the_operators() -> None:
+    root = Path(fastsel.__file__).parents[1]
+    code = "import torch, fastsel; print(torch.ops.fastsel.topk(torch.arange(3.0), 1)[1].item())"
+    assert python(root, "-c", code).stdout == "2\n"
 
 
 def test_ctrl_c_in_a_real_process_keeps_what_is_finished(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,11 +254,12 @@ def test_ctrl_c_in_a_real_process_keeps_what_is_finished(monkeypatch: pytest.Mon
     monkeypatch.setenv("PYTHONUNBUFFERED", "1")
     first = subprocess.run(short, capture_output=True, text=True)
     assert first.returncode == 0, first.stderr
-    before = Path("fastsel-compare/points/runs/full-0.json").read_bytes()
+    (full,) = Path("fastsel-compare/points/runs").glob("full-0-*.json")
+    before = full.read_bytes()
     process = subprocess.Popen(long, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     seen = ""
-    while "redone: budget" not in seen:  # the first run is under way
+    while "trained anew: budget" not in seen:  # the first run is under way
         line = process.stdout.readline()
         assert line, f"ended too early: {seen}"
         seen += line
@@ -177,6 +267,6 @@ def test_ctrl_c_in_a_real_process_keeps_what_is_finished(monkeypatch: pytest.Mon
     _, error = process.communicate(timeout=120)
     assert process.returncode == 130, error
     assert "Stopped: 0 of 2 runs are finished and kept" in error and "Traceback" not in error
-    assert Path("fastsel-compare/points/runs/full-0.json").read_bytes() == before
+    assert full.read_bytes() == before
     again = subprocess.run(short, capture_output=True, text=True)
     assert again.returncode == 0 and again.stdout.count("(finished earlier)") == 2

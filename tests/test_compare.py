@@ -42,10 +42,20 @@ def test_parse_budget(text: str, expected: Budget) -> None:
     assert parse_budget(str(expected)) == expected
 
 
-@pytest.mark.parametrize("text", ["", "10", "steps", "-5steps", "0steps", "1.5steps", "5 parsecs"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "10", "steps", "-5steps", "0steps", "1.5steps", "5 parsecs", "9" * 400 + "steps",
+     "1000000000001s", "9" * 20 + "h"],
+)  # fmt: skip
 def test_parse_budget_refuses(text: str) -> None:
     with pytest.raises(CompareError, match="budget must be"):
         parse_budget(text)
+
+
+@pytest.mark.parametrize("amount", [math.inf, math.nan, -1.0, 1.5])
+def test_no_budget_is_senseless(amount: float) -> None:
+    with pytest.raises(CompareError, match="budget must be a whole number of steps above 0 and"):
+        Budget(amount, "steps")
 
 
 def test_epochs_become_steps_and_the_default_is_bounded() -> None:
@@ -62,8 +72,13 @@ def test_epochs_become_steps_and_the_default_is_bounded() -> None:
         ({"rate": 0.0}, "rate must be above 0 and at most 1, got 0.0"),
         ({"rate": 1.5}, "rate must be"),
         ({"rate": math.nan}, "rate must be"),
-        ({"lr": -1.0}, "lr must be above 0, got -1.0"),
-        ({"seeds": 0}, "seeds must be at least 1, got 0"),
+        ({"lr": -1.0}, "lr must be above 0 and at most 1000, got -1.0"),
+        ({"lr": math.inf}, "lr must be above 0 and at most 1000, got inf"),
+        ({"lr": math.nan}, "lr must be above 0 and at most 1000, got nan"),
+        ({"lr": 1e39}, "lr must be above 0 and at most 1000"),  # not even a float32
+        ({"seeds": 0}, "seeds must be at least 1 and at most 1000, got 0"),
+        ({"seeds": 10**12}, "seeds must be at least 1 and at most 1000, got 1000000000000"),
+        ({"threads": 10**12}, "threads must be at least 1 and at most 1024"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"threads": 0}, "threads must be at least 1"),
         ({"model": "vgg"}, "model must be auto, linear, .* got 'vgg'"),

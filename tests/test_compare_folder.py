@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,12 +18,18 @@ from fastsel.compare import CompareError, write_report
 from fastsel.compare.events import Event, RunFinished, RunProgress, RunReused, RunStarted
 from fastsel.compare.run import Training
 from fastsel.compare.settings import STRATEGIES
+from fastsel.compare.store import MARKER, write_json
 
 
 def events_of(run: Callable[[Callable[[Event], None]], object]) -> list[Event]:
     seen: list[Event] = []
     run(seen.append)
     return [event for event in seen if not isinstance(event, RunProgress)]
+
+
+def run_file(out: Path, name: str, suffix: str = "json") -> Path:
+    (found,) = (out / "runs").glob(f"{name}-*.{suffix}")
+    return found
 
 
 def test_results_are_complete_json(tmp_path: Path) -> None:
@@ -32,9 +40,11 @@ def test_results_are_complete_json(tmp_path: Path) -> None:
     assert saved["settings"]["budget"] == "24 steps" and saved["settings"]["lr"] == 0.01
     assert saved["goal"]["test_loss"] == {str(seed): goal for seed, goal in result.goals.items()}
     assert {"cpu", "gpu"} <= set(saved["machine"]) and saved["conclusion"] == result.conclusion
-    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == sorted(
-        f"{name}-{seed}.json" for name in ("full", "uniform", "big_loss") for seed in (0, 1)
-    )
+    names = [p.name for p in (tmp_path / "runs").iterdir()]
+    assert all(re.fullmatch(r"[a-z_]+-[01]-[0-9a-f]{12}\.json", name) for name in names)
+    assert {name.rpartition("-")[0] for name in names} == {
+        f"{name}-{seed}" for name in ("full", "uniform", "big_loss") for seed in (0, 1)
+    }
 
 
 def test_a_rerun_takes_over_finished_runs(tmp_path: Path) -> None:
@@ -51,14 +61,33 @@ def test_a_rerun_takes_over_finished_runs(tmp_path: Path) -> None:
     assert small(tmp_path).runs == first.runs
 
 
-def test_other_settings_are_redone_and_said(tmp_path: Path) -> None:
-    small(tmp_path)
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_other_settings_and_data_are_said_and_replace_no_run(tmp_path: Path) -> None:
+    first = small(tmp_path)
+    kept = files_of(tmp_path / "runs")
     events = events_of(lambda listen: small(tmp_path, batch_size=16, on_event=listen))
-    redone = [event.redone for event in events if isinstance(event, RunStarted)]
-    assert len(redone) == 6 and set(redone) == {"batch_size 32 -> 16"}
-    events = events_of(lambda listen: small(tmp_path, table("regression"), on_event=listen))
-    assert all("other data" in e.redone for e in events if isinstance(e, RunStarted))
-    # The rate does not matter to the plain step.
+    why = [event.why for event in events if isinstance(event, RunStarted)]
+    assert len(why) == 6 and set(why) == {"batch_size 32 -> 16; the earlier run is kept"}
+    # Another table of the same name; the closest earlier runs are those of the same batch size.
+    other = dataclasses.replace(table(rows=300), name="halves")
+    events = events_of(lambda listen: small(tmp_path, other, on_event=listen))
+    why = [event.why for event in events if isinstance(event, RunStarted)]
+    assert len(why) == 6 and all(w.startswith("other data") for w in why)
+    assert not any("batch_size" in w for w in why)
+    after = files_of(tmp_path / "runs")
+    assert len(after) == 18 and after.items() >= kept.items()
+    # Back to the first: all of it is there, and results.json tells of it again.
+    assert small(tmp_path).runs == first.runs
+    saved = json.loads((tmp_path / "results.json").read_text())
+    assert saved["settings"]["batch_size"] == 32 and saved["data"]["fingerprint"] == (
+        first.fingerprint
+    )
+
+
+def test_the_rate_does_not_matter_to_the_plain_step(tmp_path: Path) -> None:
     small(tmp_path)
     events = events_of(lambda listen: small(tmp_path, rate=0.5, on_event=listen))
     assert {e.run.strategy for e in events if isinstance(e, RunReused)} == {"full"}
@@ -66,10 +95,10 @@ def test_other_settings_are_redone_and_said(tmp_path: Path) -> None:
 
 def test_a_damaged_run_file_is_redone(tmp_path: Path) -> None:
     small(tmp_path)
-    (tmp_path / "runs" / "full-0.json").write_text("{")
+    run_file(tmp_path, "full-0").write_text("{")
     events = events_of(lambda listen: small(tmp_path, on_event=listen))
     started = [event for event in events if isinstance(event, RunStarted)]
-    assert [(e.strategy, e.seed, e.redone) for e in started] == [
+    assert [(e.strategy, e.seed, e.why) for e in started] == [
         ("full", 0, "the saved file cannot be read")
     ]
 
@@ -99,7 +128,7 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path: Path) -> None:
 
 def test_ctrl_c_still_shows_later_runs_of_an_earlier_time(tmp_path: Path) -> None:
     whole = small(tmp_path)
-    (tmp_path / "runs" / "uniform-0.json").unlink()
+    run_file(tmp_path, "uniform-0").unlink()
     stopped = small(tmp_path, on_event=stop_at("uniform", 0, RunStarted))
     assert stopped.interrupted and stopped.runs == whole.runs[:1] + whole.runs[2:]
 
@@ -124,7 +153,7 @@ def test_a_long_run_goes_on_from_its_checkpoint(
             raise KeyboardInterrupt
 
     small(tmp_path / "cut", checkpoint_seconds=0.0, on_event=stop_midway)
-    assert (tmp_path / "cut" / "runs" / "uniform-0.ckpt").is_file()
+    assert run_file(tmp_path / "cut", "uniform-0", "ckpt").is_file()
     first: list[int] = []
 
     def watch(event: Event) -> None:
@@ -155,6 +184,33 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
         small(tmp_path)
     assert (tmp_path / "results.json").read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+
+
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_every_file_that_is_written_is_refused_from_somebody_else(
+    tmp_path: Path, task: str
+) -> None:
+    write_report(small(tmp_path / "ours", table(task), seeds=1))
+    written = {path.name for path in (tmp_path / "ours").iterdir()} - {MARKER}
+    assert len(written) == 8  # runs, results.json, report.html, five curves
+    for name in written:
+        theirs = tmp_path / name
+        theirs.mkdir()
+        (theirs / name).write_text("mine")
+        with pytest.raises(CompareError, match=f"holds {re.escape(name)} that fastsel compare"):
+            small(theirs)
+        assert (theirs / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o077, 0o600), (0o002, 0o664)])
+def test_files_follow_the_umask(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        write_json(tmp_path / "values.json", {"a": 1})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "values.json").stat().st_mode & 0o777 == mode
+    assert [path.name for path in tmp_path.iterdir()] == ["values.json"]
 
 
 def test_an_unwritable_folder_is_refused_before_any_work(tmp_path: Path) -> None:

@@ -68,14 +68,14 @@ def test_the_goal_is_uniforms_own_end_seed_by_seed() -> None:
 @pytest.mark.parametrize(
     ("times", "verdict"),
     [
-        ([30.0, 31.0, 29.0], "pays"),
-        ([80.0, 82.0, 78.0], "costs more than it gives"),
+        ([30.0, 31.0, 29.0], "faster than uniform"),
+        ([80.0, 82.0, 78.0], "slower than uniform"),
         ([30.0, 70.0, 50.0], "no clear difference"),
         ([49.0, 49.1, 48.9], "no clear difference"),  # clear, but below 5 %
         ([51.0, 51.1, 50.9], "no clear difference"),
         ([None, None, None], "did not reach the goal"),
         ([20.0, 20.0, None], "no clear difference"),  # missed once: not proven
-        ([90.0, 90.0, None], "costs more than it gives"),  # at least 100 s once
+        ([90.0, 90.0, None], "slower than uniform"),  # at least 100 s once
         ([30.0], "one seed: no verdict"),
         ([None], "one seed: no verdict"),
     ],
@@ -85,7 +85,7 @@ def test_verdict(times: list[float | None], verdict: str) -> None:
     assert row(runs, "big_loss").verdict == verdict
 
 
-def test_fast_but_worse_in_the_end_does_not_pay() -> None:
+def test_fast_but_worse_in_the_end_is_not_called_faster() -> None:
     runs = BASE + reaching("big_loss", [30.0, 31.0, 29.0], end=0.8)
     assert row(runs, "big_loss").verdict == "no clear difference"
 
@@ -94,7 +94,7 @@ def test_a_missing_uniform_run_bounds_the_other_way() -> None:
     base = reaching("uniform", [50.0, None, 50.0])
     # Uniform needed more than 100 s there, so 30 s is faster for certain ...
     assert row(base + reaching("big_loss", [30.0, 31.0, 29.0]), "big_loss").verdict != (
-        "costs more than it gives"
+        "slower than uniform"
     )
     pairing = pair(reaching("big_loss", [60.0, 60.0, 60.0]), base, dict.fromkeys(range(3), 0.5))
     # ... and 60 s is not slower for certain.
@@ -127,20 +127,53 @@ def test_rows_hold_costs() -> None:
 @pytest.mark.parametrize(
     ("full", "big_loss", "expected"),
     [
-        ([60.0, 60.0, 60.0], [30.0, 31.0, 29.0], "big_loss pays here.*that of plain training"),
-        ([20.0, 20.0, 20.0], [30.0, 31.0, 29.0], "plain training on whole batches is faster still"),
-        ([20.0, 60.0, 30.0], [30.0, 31.0, 29.0], "no clear difference to plain training"),
-        ([60.0, 60.0, 60.0], [55.0, 48.0, 50.0], "No choosing strategy pays here"),
-        ([20.0, 20.0, 20.0], [55.0, 48.0, 50.0], "Plain training on whole batches is"),
-        ([], [30.0, 31.0, 29.0], "was not run beside it"),
-        ([60.0], [30.0], "One seed: no verdict"),
+        (
+            [60.0, 60.0, 60.0], [30.0, 31.0, 29.0],
+            r"big_loss pays here: it takes 0\.60 times \(0\.55 to 0\.65\) uniform's time to the "
+            r"goal, and 0\.50 times \(.*\) that of plain training on whole batches\.",
+        ),
+        (
+            [20.0, 20.0, 20.0], [30.0, 31.0, 29.0],
+            r"big_loss beats uniform here: it takes 0\.60 times .* uniform's time to the goal\. "
+            r"But plain training on whole batches is faster still: choosing does not pay\.",
+        ),
+        (
+            [20.0, 60.0, 30.0], [30.0, 31.0, 29.0],
+            r"big_loss beats uniform here: it takes 0\.60 times .* uniform's time to the goal\. "
+            r"But it is not clearly faster than plain training on whole batches: choosing does not "
+            r"clearly pay\.",
+        ),
+        (
+            [], [30.0, 31.0, 29.0],
+            r"big_loss beats uniform here: .*\. Whether choosing pays stays open: that takes two "
+            r"seeds or more of full, plain training on whole batches\.",
+        ),
+        (
+            [60.0, 60.0, 60.0], [55.0, 48.0, 50.0],
+            r"No choosing strategy pays here: none is clearly faster to the goal than uniform\.",
+        ),
+        (
+            [20.0, 20.0, 20.0], [55.0, 48.0, 50.0],
+            r"No choosing strategy pays here: .*\. Plain training on whole batches is: .*time\.",
+        ),
+        ([60.0], [30.0], r"One seed: no verdict\. .*"),
     ],
-)
+)  # fmt: skip
 def test_conclusion(full: list[float], big_loss: list[float], expected: str) -> None:
     runs = reaching("full", list(full)) + BASE[: len(big_loss)]
     runs += reaching("big_loss", list(big_loss))
     rows = summarise(runs, ["full", "uniform", "big_loss"], 0.5)
-    assert re.search(expected, conclude(runs, rows, 0.5))
+    assert re.fullmatch(expected, conclude(runs, rows, 0.5))
+
+
+def test_the_conclusion_names_a_strategy_that_also_beats_plain_training() -> None:
+    runs = BASE + reaching("full", [20.0, 20.0, 20.0])
+    # The smaller mean, steady enough to beat uniform's 50 s but not the plain 20 s.
+    runs += reaching("big_loss", [8.8, 12.5, 17.75])
+    runs += reaching("grad_norm", [15.0, 15.1, 14.9])
+    rows = summarise(runs, ["full", "uniform", "big_loss", "grad_norm"], 0.5)
+    assert [r.verdict for r in rows if r.strategy != "uniform"] == ["faster than uniform"] * 3
+    assert conclude(runs, rows, 0.5).startswith("grad_norm pays here: it takes 0.30 times")
 
 
 def test_conclusion_without_a_baseline() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import hashlib
+import http.client
 import io
 import struct
 import tarfile
@@ -159,6 +161,53 @@ def test_fetch_keeps_nothing_of_a_wrong_file(tmp_path: Path) -> None:
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
 
 
+def test_fetch_keeps_nothing_of_a_short_table(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).normal(size=(500, 3)).tolist()
+    whole = gzip.compress("\n".join(map(str, rows)).encode() + b"\n\n")
+    for raw, held, message in (
+        (whole, 500, "500 rows, expected 501"),
+        (whole[:-300], 450, "ended"),
+    ):
+        (tmp_path / "source").write_bytes(raw)
+        table = Remote((tmp_path / "source").as_uri(), "set/file.csv.gz", rows=501)
+        with pytest.raises(DataError, match=message):
+            fetch(table)
+        assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+        fetch(dataclasses.replace(table, rows=held)).unlink()
+
+
+@pytest.mark.parametrize(("name", "rows"), [("skin", 245_057), ("covtype", 581_012),
+                                            ("higgs", 500_000)])  # fmt: skip
+def test_a_short_original_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, rows: int
+) -> None:
+    recipe = RECIPES[name]
+    source = tmp_path / "short"
+    if recipe.remote[0].member:
+        with zipfile.ZipFile(source, "w") as archive:
+            archive.writestr(recipe.remote[0].member, "1 2 3 1\n" * 70)
+    else:
+        source.write_bytes(gzip.compress(b"1,2\n" * 70))
+    short = dataclasses.replace(recipe.remote[0], url=source.as_uri())
+    monkeypatch.setitem(RECIPES, name, dataclasses.replace(recipe, remote=(short,)))
+    with pytest.raises(DataError, match=f"70 rows, expected {rows:,}"):
+        data.load(name)
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("error", [http.client.IncompleteRead(b"ab", 3),
+                                   http.client.BadStatusLine("nonsense")])  # fmt: skip
+def test_fetch_names_a_broken_connection(
+    monkeypatch: pytest.MonkeyPatch, error: http.client.HTTPException
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("urllib.request.urlopen", broken)
+    with pytest.raises(DataError, match="could not download http://host/file"):
+        fetch(Remote("http://host/file", "set/file"))
+
+
 def test_fetch_offline_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         fetch(remote(tmp_path / "absent"))
@@ -279,6 +328,35 @@ def test_a_damaged_local_file_is_named(tmp_path: Path, name: str) -> None:
         (tmp_path / other).write_bytes(b"\x1f\x8bnot a real archive")
     with pytest.raises(DataError, match=file.name):
         data.load(name, data_dir=tmp_path)
+
+
+def test_a_damaged_zip_member_is_named(tmp_path: Path) -> None:
+    (tmp_path / "bike").mkdir()
+    path = tmp_path / "bike" / "bike.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("hour.csv", np.random.default_rng(0).bytes(900).hex())
+    raw = path.read_bytes()
+    path.write_bytes(raw[:300] + b"\xff" * 40 + raw[340:])
+    with pytest.raises(DataError, match=r"cannot read .*bike\.zip"):
+        data.load("bike", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"z": np.ones(3)}, "no array x, y in it, only z"),
+        ({"x_train": np.ones((40, 8, 8))}, "no array y_train, x_test, y_test in it"),
+        ({"x": np.ones((40, 8)), "y": np.arange(40) % 10}, r"expected images .* got \[40, 8\]"),
+        ({"x": np.ones((40, 8, 8)), "y": np.arange(39) % 10}, "40 inputs but 39 targets"),
+    ],
+)
+def test_a_subset_of_other_arrays_is_refused(
+    tmp_path: Path, arrays: dict[str, np.ndarray], message: str
+) -> None:
+    (tmp_path / "mnist").mkdir()
+    np.savez(tmp_path / "mnist" / "mnist.npz", **arrays)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=message):
+        data.load("mnist", data_dir=tmp_path)
 
 
 # ---- splitting ---------------------------------------------------------------------------------

@@ -23,6 +23,8 @@ _UNITS: dict[str, tuple[Unit, float]] = {
 # minutes on two cores.
 _DEFAULT_EPOCHS = 20
 _DEFAULT_STEPS = (200, 600)
+# Far more than anybody trains, and still counted exactly in a float.
+_MAX_AMOUNT = 1e12
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,21 @@ class Budget:
         unit: "steps" (optimizer steps), "samples" (back-propagated samples) or "seconds" (of
             training: loading, scoring, choosing, training; never evaluating). "epochs" becomes
             steps before a run starts.
+
+    Raises:
+        CompareError: The amount is not above 0 and at most 1e12, or a fraction of a step or sample.
     """
 
     amount: float
     unit: Unit
+
+    def __post_init__(self) -> None:
+        whole = self.unit in ("steps", "samples")
+        if not 0 < self.amount <= _MAX_AMOUNT or (whole and self.amount != int(self.amount)):
+            raise CompareError(
+                f"budget must be a {'whole ' if whole else ''}number of {self.unit} above 0 and at "
+                f"most {_MAX_AMOUNT:g}, got {self.amount:g}"
+            )
 
     def __str__(self) -> str:
         """As it may be written on the command line."""
@@ -65,7 +78,7 @@ def parse_budget(text: str) -> Budget:
         The budget.
 
     Raises:
-        CompareError: Not of that form, zero, or a fraction of a step or sample.
+        CompareError: Not of that form, zero, above 1e12, or a fraction of a step or sample.
 
     Example:
         >>> parse_budget("2min")
@@ -77,10 +90,7 @@ def parse_budget(text: str) -> Budget:
             f"budget must be like 30s, 5min, 2000steps, 5epochs or 100000samples, got {text!r}"
         )
     unit, factor = _UNITS[match[2]]
-    amount = float(match[1]) * factor
-    if amount <= 0 or (unit in ("steps", "samples") and amount != int(amount)):
-        raise CompareError(f"budget must be a positive (whole) number of {unit}, got {text!r}")
-    return Budget(amount, unit)
+    return Budget(float(match[1]) * factor, unit)
 
 
 def default_budget(steps_per_epoch: int) -> Budget:

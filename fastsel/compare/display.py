@@ -17,13 +17,13 @@ from fastsel.compare.events import (
 )
 from fastsel.compare.run import Run
 from fastsel.compare.runner import Comparison
-from fastsel.compare.summary import metric_of
+from fastsel.compare.summary import DIVERGED, FASTER, SLOWER, metric_of
 from fastsel.compare.table import TEXT_COLUMNS, caption, cells, goal_line, headers, warnings
 from fastsel.data.optional import require
 
 # The live display redraws this often: more would take time from the training it shows.
 _REFRESH_PER_SECOND = 4
-_VERDICT_STYLES = {"pays": "bold green", "costs more than it gives": "red", "diverged": "red"}
+_VERDICT_STYLES = {FASTER: "bold green", SLOWER: "red", DIVERGED: "red"}
 _PLAIN_WIDTH = 160
 _WIDE = 140
 
@@ -63,6 +63,11 @@ def _result(run: Run) -> str:
     return f"test loss {point.test_loss:.4g}{shown}, {point.seconds:.1f} s{ending}"
 
 
+def _start(event: RunStarted) -> str:
+    how = "resumed from its checkpoint" if event.resumed else f"trained anew: {event.why}"
+    return f"{event.strategy} seed {event.seed} {how}"
+
+
 def _intro(event: Started) -> str:
     data, s = event.data, event.settings
     return (
@@ -94,10 +99,8 @@ class _Lines(_Quiet):
         if isinstance(event, Started):
             self.total = event.runs
             print(_intro(event), flush=True)
-        elif isinstance(event, RunStarted) and (event.redone or event.resumed):
-            name = f"{event.strategy} seed {event.seed}"
-            what = "resumed from its checkpoint" if event.resumed else f"redone: {event.redone}"
-            print(f"{name} {what}", flush=True)
+        elif isinstance(event, RunStarted) and (event.why or event.resumed):
+            print(_start(event), flush=True)
         elif isinstance(event, RunFinished | RunReused):
             self.done += 1
             reused = " (finished earlier)" if isinstance(event, RunReused) else ""
@@ -131,14 +134,12 @@ class _Bars(_Quiet):
     def __call__(self, event: Event) -> None:
         bars = self.progress
         if isinstance(event, Started):
-            bars.console.print(_intro(event), highlight=False)
+            bars.console.print(_plain(_intro(event)))
             self.all = bars.add_task("all runs", total=event.runs, note="")
         elif isinstance(event, RunStarted):
+            if event.why or event.resumed:
+                bars.console.print(_plain(f"  {_start(event)}", "yellow"))
             name = f"{event.strategy} seed {event.seed}"
-            if event.redone:
-                bars.console.print(f"  {name} is redone: {event.redone}", style="yellow")
-            if event.resumed:
-                bars.console.print(f"  {name} goes on from its checkpoint", style="yellow")
             self.current = bars.add_task(name, total=1.0, note="")
         elif isinstance(event, RunProgress):
             note = f"step {event.step:,}, test loss {event.test_loss:.4g}"
@@ -165,16 +166,21 @@ def print_result(comparison: Comparison) -> None:
     width = None if sys.stdout.isatty() else _PLAIN_WIDTH
     console = console_module.Console(width=width, highlight=False)
     console.print()
-    console.print(caption(comparison), style="dim")
-    console.print(goal_line(comparison), style="dim")
+    console.print(_plain(caption(comparison), "dim"))
+    console.print(_plain(goal_line(comparison), "dim"))
     columns = list(range(len(headers(comparison))))
     # On a narrow terminal two tables: what came out, and what it cost.
     parts = [columns] if console.width >= _WIDE else [columns[:5], columns[:1] + columns[5:]]
     for part in parts:
         console.print(_table(comparison, part))
     for note in warnings(comparison):
-        console.print(f"Note: {note}", style="yellow")
-    console.print(comparison.conclusion, style="bold")
+        console.print(_plain(f"Note: {note}", "yellow"))
+    console.print(_plain(comparison.conclusion, "bold"))
+
+
+def _plain(text: str, style: str = "") -> Any:
+    """Text as it is: rich would read "[bold]" or ":key:" in the name of a file as its own."""
+    return require("rich.text", "the table").Text(text, style=style)
 
 
 def _table(comparison: Comparison, columns: list[int]) -> Any:
@@ -187,9 +193,7 @@ def _table(comparison: Comparison, columns: list[int]) -> Any:
         text = i < TEXT_COLUMNS
         table.add_column(heading, justify="left" if text else "right", no_wrap=i != 1)
     for row in comparison.rows:
-        texts = list(cells(comparison, row))
-        style = _VERDICT_STYLES.get(row.verdict.split(" (")[0])
-        if style:
-            texts[1] = f"[{style}]{texts[1]}[/{style}]"
+        texts = [_plain(text) for text in cells(comparison, row)]
+        texts[1].style = _VERDICT_STYLES.get(row.verdict.split(" (")[0], "")
         table.add_row(*(texts[i] for i in columns))
     return table

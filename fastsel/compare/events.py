@@ -33,14 +33,14 @@ class RunStarted:
     Attributes:
         strategy: Its strategy.
         seed: Its seed.
-        redone: Why an earlier result in the folder does not serve, for example
-            "batch_size 64 -> 128"; empty if there was none.
+        why: Why no earlier result in the folder serves, for example "batch_size 64 -> 128; the
+            earlier run is kept"; empty if there is none.
         resumed: Whether it goes on from a checkpoint.
     """
 
     strategy: str
     seed: int
-    redone: str = ""
+    why: str = ""
     resumed: bool = False
 
 

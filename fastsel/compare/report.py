@@ -12,6 +12,7 @@ from fastsel.compare.plots import Figure, figures, render
 from fastsel.compare.runner import Comparison
 from fastsel.compare.settings import machine, versions
 from fastsel.compare.store import write_bytes
+from fastsel.compare.summary import DIVERGED, FASTER, SLOWER
 from fastsel.compare.table import caption, cells, goal_line, headers, warnings
 
 _PAGE = Template("""<!doctype html>
@@ -80,12 +81,14 @@ $figures
 <p class="dim">Lines are means over seeds, bands reach from the lowest to the highest seed.</p>
 <h2>How to read the verdict</h2>
 <ul>
-<li><b>pays</b>: clearly fewer training seconds to the goal than uniform (the whole interval below
+<li><b>faster than uniform</b>: clearly fewer training seconds to the goal (the whole interval below
 1, and 5&nbsp;% at least), on every seed, without ending clearly worse.</li>
-<li><b>costs more than it gives</b>: clearly more seconds than uniform.</li>
+<li><b>slower than uniform</b>: clearly more seconds to the goal.</li>
 <li><b>no clear difference</b>: the seeds do not agree well enough, or differ too little.</li>
 <li><b>did not reach the goal</b>: no run came down to the goal within its budget.</li>
 </ul>
+<p>A strategy pays only if it is also clearly faster than <b>full</b>, the plain step on the whole
+batch: the sentence at the top says so.</p>
 <p>Within a seed all strategies start from the same weights, see the same batches in the same order
 and have the same budget and learning rate. The clock counts loading, scoring, choosing and
 training, never evaluation.</p>
@@ -98,7 +101,7 @@ $facts
 </html>
 """)
 
-_CLASSES = {"pays": "good", "costs more than it gives": "bad", "diverged": "bad"}
+_CLASSES = {FASTER: "good", SLOWER: "bad", DIVERGED: "bad"}
 
 
 def write_report(comparison: Comparison) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -145,8 +146,8 @@ def compare(
     order and get the same budget; the learning rate is constant and the same for all. Runs go
     seed by seed through the strategies, so that slow changes of the machine meet all of them.
     Every finished run is saved at once; a rerun in the same folder takes over the runs whose
-    settings, data, versions and machine are the same and redoes the others. Ctrl-C keeps what is
-    finished: the result is then marked as interrupted.
+    settings, data, versions and machine are the same and trains the others beside those of other
+    settings, which stay. Ctrl-C keeps what is finished: the result is then marked as interrupted.
 
     Args:
         data: From `fastsel.data.load`.
@@ -159,7 +160,8 @@ def compare(
         batch_size: Rows per batch.
         lr: Adam's learning rate; by default 0.01 for linear and 0.001 for the others.
         goal: Test loss to reach; by default, seed by seed, uniform's final test loss.
-        out: Output folder, by default fastsel-compare/<name>; results.json and runs/ go there.
+        out: Output folder, by default fastsel-compare/<name>; results.json, which tells of the
+            latest call, and runs/, which keeps the runs of all, go there.
         device: "cpu" or "cuda".
         threads: torch's threads while it runs; by default as they are.
         evaluations: Evaluations per run, evenly spaced in the budget.
@@ -183,8 +185,8 @@ def compare(
         batch_size=batch_size, lr=lr, device=device, threads=threads, evaluations=evaluations,
         test_rows=test_rows,
     )  # fmt: skip
-    if goal is not None and not goal > 0:
-        raise CompareError(f"goal must be a test loss above 0, got {goal}")
+    if goal is not None and not 0 < goal < math.inf:
+        raise CompareError(f"goal must be a finite test loss above 0, got {goal}")
     store = Store(Path(out) if out is not None else DEFAULT_OUT / data.name)
     store.prepare()
     fingerprint = data.fingerprint()
@@ -223,12 +225,12 @@ def _one_run(
     on_event: Listener,
 ) -> Run:
     strategy, seed = who["strategy"], who["seed"]
-    found, redone = store.find(who)
+    found, why = store.find(who)
     if found is not None:
         on_event(RunReused(found))
         return found
     state = store.checkpoint(who)
-    on_event(RunStarted(strategy, seed, redone, resumed=state is not None))
+    on_event(RunStarted(strategy, seed, why, resumed=state is not None))
     shown = saved = time.monotonic()
 
     def on_step(training: Training) -> None:

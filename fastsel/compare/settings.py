@@ -24,6 +24,10 @@ BASELINE = "uniform"
 STRATEGIES = (REFERENCE, *SELECTORS)
 # Raised when training, timing or the run files change meaning: older runs are then redone.
 RUN_FORMAT = 1
+# Beyond these a setting is a slip: Adam moves every weight by about lr a step, and the plan of all
+# runs is kept in memory.
+_MAX_LR = 1000.0
+_MAX_COUNTS = {"seeds": 1000, "threads": 1024}
 
 
 @dataclass(frozen=True)
@@ -94,15 +98,17 @@ def complete(
             f"got {', '.join(strategies) or 'none'}"
         )
     for name, value in (("seeds", seeds), ("batch_size", batch_size), ("evaluations", evaluations),
-                        ("test_rows", test_rows)):  # fmt: skip
-        if value < 1:
-            raise CompareError(f"{name} must be at least 1, got {value}")
-    if threads is not None and threads < 1:
-        raise CompareError(f"threads must be at least 1, got {threads}")
+                        ("test_rows", test_rows), ("threads", threads)):  # fmt: skip
+        if value is None:
+            continue
+        most = _MAX_COUNTS.get(name)
+        if value < 1 or (most and value > most):
+            bound = f" and at most {most}" if most else ""
+            raise CompareError(f"{name} must be at least 1{bound}, got {value}")
     if not 0 < rate <= 1:
         raise CompareError(f"rate must be above 0 and at most 1, got {rate}")
-    if lr is not None and not lr > 0:
-        raise CompareError(f"lr must be above 0, got {lr}")
+    if lr is not None and not 0 < lr <= _MAX_LR:
+        raise CompareError(f"lr must be above 0 and at most {_MAX_LR:g}, got {lr}")
     if device not in ("cpu", "cuda"):
         raise CompareError(f"device must be cpu or cuda, got {device!r}")
     if device == "cuda" and not torch.cuda.is_available():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,16 @@ from fastsel.compare.run import Run
 from fastsel.compare.settings import identity_hash
 
 MARKER = ".fastsel-compare"
-_MARKER_TEXT = "Folder of `fastsel compare`; its files are written again by every rerun.\n"
-_WRITTEN = ("runs", "results.json", "report.html")
+_MARKER_TEXT = (
+    "Folder of `fastsel compare`; a rerun writes results.json, report.html and the PNGs again.\n"
+)
+_WRITTEN = (
+    "runs", "results.json", "report.html", "loss-steps.png", "loss-seconds.png",
+    "accuracy-steps.png", "accuracy-seconds.png", "rmse-steps.png", "rmse-seconds.png",
+    "step-time.png",
+)  # fmt: skip
+# Digits of an identity's hash in the names of its files: enough that no two identities ever meet.
+_NAME_DIGITS = 12
 
 
 def atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -27,14 +35,13 @@ def atomically(path: Path, write: Callable[[Path], None]) -> None:
         path: The file.
         write: Writes to the path it is given.
     """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(8)}"
+    temporary.touch(exist_ok=False)  # unlike tempfile's 0600, permissions follow the umask
     try:
-        write(Path(temporary))
-        os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide results from colleagues
+        write(temporary)
         os.replace(temporary, path)
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -100,8 +107,10 @@ class Store:
     def _unwritable(self, why: str) -> CompareError:
         return CompareError(f"cannot write to the output folder {self.out}: {why}")
 
-    def _path(self, strategy: str, seed: int, suffix: str) -> Path:
-        return self.runs / f"{strategy}-{seed}.{suffix}"
+    def _path(self, identity: dict[str, Any], suffix: str) -> Path:
+        # With the hash no run takes the place of another one's result.
+        short = identity_hash(identity)[:_NAME_DIGITS]
+        return self.runs / f"{identity['strategy']}-{identity['seed']}-{short}.{suffix}"
 
     def find(self, identity: dict[str, Any]) -> tuple[Run | None, str]:
         """Look for a finished run.
@@ -110,41 +119,51 @@ class Store:
             identity: From `fastsel.compare.settings.identity`.
 
         Returns:
-            The run, if one of this identity is there; else None and what differs in the one
-            that is there (empty if none is).
+            The run, if one of this identity is there; else None and, if there are others of its
+            strategy and seed, what differs in the one that is closest.
         """
-        path = self._path(identity["strategy"], identity["seed"], "json")
+        path = self._path(identity, "json")
         try:
             saved = json.loads(path.read_text(encoding="utf-8"))
-            if saved["hash"] == identity_hash(identity):
+            if saved["hash"] == identity_hash(identity) and saved["identity"] == identity:
                 return Run.from_json(saved["run"]), ""
-            old: dict[str, Any] = saved["identity"]
+            return None, "the saved file was altered"
         except FileNotFoundError:
-            return None, ""
+            return None, self._difference(identity)
         except (OSError, ValueError, KeyError, TypeError):
             return None, "the saved file cannot be read"
-        changed = [key for key in identity if old.get(key) != identity[key]]
-        texts = [
-            "other data" if key == "data" else f"{key} {old.get(key)} -> {identity[key]}"
-            for key in changed
-        ]
-        return None, ", ".join(texts) or "the saved file was altered"
+
+    def _difference(self, identity: dict[str, Any]) -> str:
+        closest: list[str] | None = None
+        for path in sorted(self.runs.glob(f"{identity['strategy']}-{identity['seed']}-*.json")):
+            try:
+                old = json.loads(path.read_text(encoding="utf-8"))["identity"]
+                texts = [
+                    "other data" if key == "data" else f"{key} {old.get(key)} -> {value}"
+                    for key, value in identity.items()
+                    if old.get(key) != value
+                ]
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                continue  # a damaged file explains nothing; it is left alone
+            if closest is None or len(texts) < len(closest):
+                closest = texts
+        return "" if closest is None else f"{', '.join(closest)}; the earlier run is kept"
 
     def save(self, run: Run, identity: dict[str, Any]) -> None:
         """Save a finished run and drop its checkpoint."""
         values = {"hash": identity_hash(identity), "identity": identity, "run": run.to_json()}
-        write_json(self._path(run.strategy, run.seed, "json"), values)
-        self._path(run.strategy, run.seed, "ckpt").unlink(missing_ok=True)
+        write_json(self._path(identity, "json"), values)
+        self._path(identity, "ckpt").unlink(missing_ok=True)
 
     def save_checkpoint(self, identity: dict[str, Any], state: dict[str, Any]) -> None:
         """Save the state of an unfinished run."""
-        path = self._path(identity["strategy"], identity["seed"], "ckpt")
+        path = self._path(identity, "ckpt")
         values = {"hash": identity_hash(identity), "state": state}
         atomically(path, lambda temporary: torch.save(values, temporary))
 
     def checkpoint(self, identity: dict[str, Any]) -> dict[str, Any] | None:
         """The state of an unfinished run of this very identity, if there is one."""
-        path = self._path(identity["strategy"], identity["seed"], "ckpt")
+        path = self._path(identity, "ckpt")
         if not path.is_file():
             return None
         try:

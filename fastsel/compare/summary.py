@@ -10,8 +10,8 @@ from fastsel.compare.intervals import Interval, Spread, spread, t_interval
 from fastsel.compare.run import Point, Run
 from fastsel.compare.settings import BASELINE, REFERENCE
 
-PAYS = "pays"
-COSTS = "costs more than it gives"
+FASTER = "faster than uniform"
+SLOWER = "slower than uniform"
 UNCLEAR = "no clear difference"
 NOT_REACHED = "did not reach the goal"
 ONE_SEED = "one seed: no verdict"
@@ -181,13 +181,13 @@ def _verdict(
     if not any(reach(run, goals[run.seed]) for run in paired):
         return None, NOT_REACHED
     if pairing.slower:
-        return pairing.interval, COSTS
+        return pairing.interval, SLOWER
     if pairing.faster:
         # Fast to the goal, but ending clearly above uniform, is no gain.
         ends = {run.seed: run.final.test_loss for run in base}
         worse = t_interval([r.final.test_loss - ends[r.seed] for r in paired if r.seed in ends])
         if worse is None or worse.low <= 0:
-            return pairing.interval, PAYS
+            return pairing.interval, FASTER
     return pairing.interval, UNCLEAR
 
 
@@ -199,9 +199,10 @@ def summarise(runs: Sequence[Run], strategies: Sequence[str], goal: float | None
 
     - "diverged" if a run did; "one seed: no verdict" below two seeds.
     - "did not reach the goal" if no run did.
-    - "costs more than it gives" if the whole interval is above 1 and the mean is 1.05 or more.
-    - "pays" if the whole interval is below 1, the mean is 1/1.05 or less, every run reached the
-      goal, and the final test loss is not clearly above uniform's (same kind of interval).
+    - "slower than uniform" if the whole interval is above 1 and the mean is 1.05 or more.
+    - "faster than uniform" if the whole interval is below 1, the mean is 1/1.05 or less, every run
+      reached the goal, and the final test loss is not clearly above uniform's (same kind of
+      interval).
     - "no clear difference" otherwise.
 
     A run that missed the goal counts with all its seconds, which bounds its ratio from one side
@@ -250,11 +251,17 @@ def _times(ratio: Interval) -> str:
     return f"{ratio.mean:.2f} times ({ratio.low:.2f} to {ratio.high:.2f})"
 
 
+def _standing(against: Pairing) -> int:
+    """How a strategy stands against plain training: 0 clearly faster, 1 unclear, 2 slower."""
+    return 0 if against.faster else 2 if against.slower else 1
+
+
 def conclude(runs: Sequence[Run], rows: Sequence[Row], goal: float | None) -> str:
     """Say in plain words which strategy pays here, or that none does.
 
     A strategy that beats uniform is also held against the plain step on the whole batch, paired
-    the same way: beating uniform is no use to somebody who would not have sub-sampled at all.
+    the same way: beating uniform is no use to somebody who would not have sub-sampled at all. So a
+    strategy pays only if it is clearly faster than both.
     """
     goals = goals_by_seed(runs, goal)
     if not any(row.strategy == BASELINE for row in rows) or not goals:
@@ -267,11 +274,8 @@ def conclude(runs: Sequence[Run], rows: Sequence[Row], goal: float | None) -> st
     by_strategy = {row.strategy: [r for r in runs if r.strategy == row.strategy] for row in rows}
     full, base = by_strategy.get(REFERENCE, []), by_strategy[BASELINE]
     plain = pair(full, base, goals)
-    paying = sorted(
-        (row for row in judged if row.verdict == PAYS and row.ratio),
-        key=lambda row: row.ratio.mean if row.ratio else math.inf,
-    )
-    if not paying:
+    ahead = [(row, row.ratio) for row in judged if row.verdict == FASTER and row.ratio]
+    if not ahead:
         text = "No choosing strategy pays here: none is clearly faster to the goal than uniform."
         if plain.faster and plain.interval:
             return (
@@ -279,20 +283,29 @@ def conclude(runs: Sequence[Run], rows: Sequence[Row], goal: float | None) -> st
                 "uniform's time."
             )
         return text
-    best = paying[0]
-    assert best.ratio is not None  # the filter above
-    text = f"{best.strategy} pays here: it takes {_times(best.ratio)} uniform's time to the goal"
-    against = pair(by_strategy[best.strategy], full, goals)
-    if not full or against.interval is None:
-        return f"{text}. Plain training on whole batches was not run beside it."
-    if against.faster:
-        return f"{text}, and {_times(against.interval)} that of plain training on whole batches."
-    if against.slower:
+    against = {row.strategy: pair(by_strategy[row.strategy], full, goals) for row, _ in ahead}
+    best, ratio = min(ahead, key=lambda a: (_standing(against[a[0].strategy]), a[1].mean))
+    name, to_plain = best.strategy, against[best.strategy]
+    takes = f"it takes {_times(ratio)} uniform's time to the goal"
+    if to_plain.faster and to_plain.interval:
         return (
-            f"{best.strategy} beats uniform ({_times(best.ratio)} its time to the goal), but plain "
-            f"training on whole batches is faster still: choosing does not pay here."
+            f"{name} pays here: {takes}, and {_times(to_plain.interval)} that of plain training "
+            "on whole batches."
         )
-    return f"{text}, with no clear difference to plain training on whole batches."
+    beats = f"{name} beats uniform here: {takes}."
+    if to_plain.interval is None:
+        return (
+            f"{beats} Whether choosing pays stays open: that takes two seeds or more of full, "
+            "plain training on whole batches."
+        )
+    if to_plain.slower:
+        return (
+            f"{beats} But plain training on whole batches is faster still: choosing does not pay."
+        )
+    return (
+        f"{beats} But it is not clearly faster than plain training on whole batches: choosing does "
+        "not clearly pay."
+    )
 
 
 def disturbed(runs: Sequence[Run]) -> bool:

@@ -58,7 +58,7 @@ def cells(comparison: Comparison, row: Row) -> tuple[str, ...]:
     ratio = row.ratio
     return (
         row.strategy,
-        _verdict(row),
+        row.verdict or NONE,
         with_spread(row.final_loss),
         with_spread(row.final_metric, *percent),
         f"{row.reached} of {row.runs}" if comparison.goals else NONE,
@@ -69,13 +69,6 @@ def cells(comparison: Comparison, row: Row) -> tuple[str, ...]:
         f"{row.against_plain:.2f}" if row.against_plain is not None else NONE,
         f"{row.choosing.mean * 100:.0f} %" if row.choosing and row.strategy != REFERENCE else NONE,
     )
-
-
-def _verdict(row: Row) -> str:
-    # The reference chooses nothing, so its verdict is not about choosing.
-    words = {"pays": "faster than uniform", "costs more than it gives": "slower than uniform"}
-    verdict = words.get(row.verdict, row.verdict) if row.strategy == REFERENCE else row.verdict
-    return verdict or NONE
 
 
 def caption(comparison: Comparison) -> str:

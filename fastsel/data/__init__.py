@@ -1,8 +1,8 @@
 """Data sets for `fastsel compare`: named public sets and your own CSV, Parquet and NPZ files.
 
 `load` returns a `Dataset`: inputs and targets as tensors, already split into train and test and
-standardised with the statistics of the train part alone. Splits are honest: rows that are equal
-in every feature never end up on both sides.
+standardised with the statistics of the train part alone. A published split is taken as it is;
+where `load` splits, rows that are equal in every feature never end up on both sides.
 
 Example:
     >>> from fastsel import data

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +21,22 @@ MIN_ROWS = 10
 
 class DataError(ValueError):
     """The data cannot be used as given; the message says what is wrong and what to do."""
+
+
+def shorten(names: list[str], limit: int = 12) -> str:
+    """Join names for a message, with a count in place of those beyond the limit."""
+    shown = ", ".join(names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+
+
+def check_lengths(source: str | Path, inputs: Array, target: Array, where: str = "") -> None:
+    """Refuse inputs `[N, ...]` and target `[M]` that do not belong together.
+
+    Raises:
+        DataError: N and M differ.
+    """
+    if len(inputs) != len(target):
+        raise DataError(f"{source}: {len(inputs):,} inputs but {len(target):,} targets{where}")
 
 
 @dataclass(frozen=True)
@@ -124,19 +141,47 @@ def split_rows(
     return np.flatnonzero(~test), np.flatnonzero(test)
 
 
-def _scale(train: Array, test: Array) -> tuple[Tensor, Tensor]:
-    """Standardise with train statistics: per column, for images per channel."""
-    axes = (0,) if train.ndim == 2 else (0, 2, 3)
-    # float64 statistics: float32 sums over a million rows lose digits.
-    mean = train.mean(axis=axes, keepdims=True, dtype=np.float64)
-    std = train.std(axis=axes, keepdims=True, dtype=np.float64)
-    # A constant column becomes zeros; "constant" up to the rounding of the mean itself.
-    std[std <= 1e-12 * np.maximum(1.0, np.abs(mean))] = 1.0
+def _scale(train: Array, test: Array) -> tuple[Tensor, Tensor, Array, Array]:
+    """Standardise with train statistics: per column, for images per channel.
 
-    def apply(part: Array) -> Tensor:
-        return torch.from_numpy(((part - mean) / std).astype(np.float32))
+    Everything but the result is float64. Values are taken relative to the first row and in units
+    of the largest distance from it: times near 1.7e9 keep their digits, squares neither overflow
+    nor vanish, and a column that is constant in the train part is exactly zero there.
 
-    return apply(train), apply(test)
+    Args:
+        train: `[N]`, `[N, D]` or `[N, C, H, W]`.
+        test: The same with M rows.
+
+    Returns:
+        Both parts as float32, not finite where float32 cannot hold them; mean and standard
+        deviation of the train part (1 where it is constant), with the reduced axes kept.
+    """
+    axes = (0, 2, 3) if train.ndim == 4 else (0,)
+    origin = train[:1, :, :1, :1] if train.ndim == 4 else train[:1]
+    with np.errstate(over="ignore", invalid="ignore"):  # the caller refuses what is not finite
+        parts = [np.subtract(part, origin, dtype=np.float64) for part in (train, test)]
+        unit = np.abs(parts[0]).max(axis=axes, keepdims=True)
+        unit[unit == 0] = 1.0
+        for part in parts:
+            part /= unit
+        mean = parts[0].mean(axis=axes, keepdims=True)
+        std = parts[0].std(axis=axes, keepdims=True)
+        std[std == 0] = 1.0
+        scaled = (torch.from_numpy(((part - mean) / std).astype(np.float32)) for part in parts)
+        return next(scaled), next(scaled), origin + unit * mean, unit * std
+
+
+def _check_scaled(name: str, features: tuple[str, ...], train: Tensor, test: Tensor) -> None:
+    """Refuse scaled inputs that are not finite, by the names of their columns."""
+    finite = [part.isfinite().transpose(0, 1).flatten(1).all(1) for part in (train, test)]  # [D]
+    bad = (~(finite[0] & finite[1])).nonzero().flatten().tolist()
+    if bad:
+        kind = "channels" if train.ndim == 4 else "columns"
+        raise DataError(
+            f"{name}: {kind} {shorten([features[i] if features else str(i) for i in bad])} have "
+            "values too far apart to be standardised in float32. Rescale (for example by the "
+            "logarithm) or drop them first"
+        )
 
 
 def make_dataset(
@@ -161,29 +206,39 @@ def make_dataset(
         note: Source, licence and split, for the report.
 
     Raises:
-        DataError: Too few rows, a single class or value, or values that are not finite.
+        DataError: Too few rows, another number of targets than of inputs in a part, parts
+            of different shapes, a single class or value, values that are not finite, as given
+            or once scaled.
     """
     if len(train[0]) + len(test[0]) < MIN_ROWS:
         raise DataError(
             f"{name}: needs at least {MIN_ROWS} rows, got {len(train[0]) + len(test[0])}"
         )
     for part, (inputs, target) in (("train", train), ("test", test)):
+        check_lengths(name, inputs, target, f" in the {part} part")
         if not len(inputs):
             raise DataError(f"{name}: the {part} part is empty")
         if not (np.isfinite(inputs).all() and np.isfinite(target).all()):
             raise DataError(f"{name}: the {part} part holds values that are not finite (NaN, inf)")
+    if train[0].shape[1:] != test[0].shape[1:]:
+        raise DataError(
+            f"{name}: inputs of the train part are {list(train[0].shape)}, of the test part "
+            f"{list(test[0].shape)}: they may differ in the number of rows only"
+        )
     distinct = len(np.unique(train[1]))
     if distinct < 2:
         what = "class" if task == "classification" else "value"
         raise DataError(f"{name}: the target has a single {what}: there is nothing to learn")
-    train_inputs, test_inputs = _scale(train[0], test[0])
+    train_inputs, test_inputs, *_ = _scale(train[0], test[0])
+    _check_scaled(name, features, train_inputs, test_inputs)
     mean, std = 0.0, 1.0
     if task == "regression":
-        values = train[1].astype(np.float64)
-        mean, std = float(values.mean()), float(values.std())
-        train_target, test_target = (
-            torch.from_numpy(((part[1] - mean) / std).astype(np.float32)) for part in (train, test)
-        )
+        train_target, test_target, means, stds = _scale(train[1], test[1])
+        mean, std = means.item(), stds.item()
+        if not (train_target.isfinite().all() and test_target.isfinite().all()):
+            raise DataError(
+                f"{name}: the target's values are too far apart to be standardised in float32"
+            )
     else:
         train_target, test_target = (
             torch.from_numpy(part[1].astype(np.int64)) for part in (train, test)
@@ -222,6 +277,7 @@ def split_dataset(
     Raises:
         DataError: See `make_dataset` and `split_rows`.
     """
+    check_lengths(name, inputs, target)
     if len(inputs) < MIN_ROWS:
         raise DataError(f"{name}: needs at least {MIN_ROWS} rows, got {len(inputs)}")
     if len(np.unique(target)) < 2:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import math
 import os
 import sys
 import tempfile
-import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from fastsel.data.dataset import DataError
+from fastsel.data.formats import DAMAGE, count_rows
 
 DATA_DIR_VARIABLE = "FASTSEL_DATA_DIR"
 _TIMEOUT_SECONDS = 30.0
 _BLOCK = 1 << 20
+# DAMAGE contains OSError, and so urllib's errors.
+_FAILURES = (http.client.HTTPException, *DAMAGE)
 
 
 @dataclass(frozen=True)
@@ -28,14 +31,18 @@ class Remote:
         url: Where it lives.
         file: Where it goes, relative to the data folder, for example "mnist/train.gz".
         checksum: "md5:..." or "sha256:..." as its authors or users published it; empty where
-            no published one is known (the parser then checks the row count).
+            no published one is known.
         first_bytes: Read only this many bytes of a very large file; 0 reads all of it.
+        rows: Rows the table in it must have at least; 0 where a checksum guards the file.
+        member: The table's name, if the file is a ZIP.
     """
 
     url: str
     file: str
     checksum: str = ""
     first_bytes: int = 0
+    rows: int = 0
+    member: str = ""
 
 
 def cache_dir() -> Path:
@@ -66,8 +73,9 @@ def fetch(remote: Remote) -> Path:
     interrupted or damaged download never passes for the file.
 
     Raises:
-        DataError: No connection, a refused request, a checksum that differs, a full disk. The
-            message names URL, folder and the environment variable that avoids the download.
+        DataError: No connection, a refused request, a checksum that differs, too few rows, a
+            full disk. The message names URL, folder and the environment variable that avoids the
+            download.
     """
     path = cache_dir() / remote.file
     if path.is_file():
@@ -80,8 +88,9 @@ def fetch(remote: Remote) -> Path:
     try:
         with os.fdopen(handle, "wb") as out:
             _read_into(remote, out)
+        _check_rows(remote, Path(temporary))
         os.replace(temporary, path)
-    except (urllib.error.URLError, OSError) as error:
+    except _FAILURES as error:
         raise DataError(
             f"could not download {remote.url}: {getattr(error, 'reason', None) or error}. "
             f"Download it yourself to {path}, or set {DATA_DIR_VARIABLE} to a folder that "
@@ -114,6 +123,12 @@ def _read_into(remote: Remote, out: IO[bytes]) -> None:
         raise OSError(
             f"its {algorithm} is {digest.hexdigest()}, expected {expected} (damaged, or changed)"
         )
+
+
+def _check_rows(remote: Remote, path: Path) -> None:
+    rows = count_rows(path, remote.member, remote.rows) if remote.rows else 0
+    if rows < remote.rows:
+        raise OSError(f"it has {rows:,} rows, expected {remote.rows:,} (cut short, or changed)")
 
 
 def _show(url: str, done: int, total: int, *, end: bool = False) -> None:

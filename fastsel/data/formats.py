@@ -1,19 +1,22 @@
-"""Parsers of the files the public sets come in: IDX, CIFAR records, plain number tables."""
+"""Parsers of the files data come in: IDX, CIFAR records, plain number tables, NPZ archives."""
 
 from __future__ import annotations
 
+import csv
 import gzip
 import io
+import itertools
 import struct
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
 import numpy as np
 
-from fastsel.data.dataset import Array, DataError
+from fastsel.data.dataset import Array, DataError, shorten
 from fastsel.data.optional import require
 
 Parsed = TypeVar("Parsed")
@@ -22,6 +25,13 @@ Parsed = TypeVar("Parsed")
 _IDX_DTYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 _CIFAR_SHAPE = (3, 32, 32)
 
+# What parsers raise on files that are damaged or something else than their name says; RuntimeError
+# is `zipfile`'s word for encrypted members and (NotImplementedError) unknown compressions.
+DAMAGE = (
+    OSError, EOFError, KeyError, ValueError, TypeError, RuntimeError, csv.Error, struct.error,
+    tarfile.TarError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+
 
 def reading(path: Path, parse: Callable[[Path], Parsed]) -> Parsed:
     """Run a parser; what a damaged file makes it raise becomes a `DataError` naming the file."""
@@ -29,8 +39,7 @@ def reading(path: Path, parse: Callable[[Path], Parsed]) -> Parsed:
         return parse(path)
     except DataError:
         raise
-    except (OSError, EOFError, KeyError, ValueError, struct.error, zipfile.BadZipFile,
-            tarfile.TarError) as error:  # fmt: skip
+    except DAMAGE as error:
         raise DataError(f"cannot read {path}: {error}") from None
 
 
@@ -89,6 +98,45 @@ def read_cifar10(path: Path) -> dict[str, Array]:
     return parts
 
 
+def read_npz(path: Path, *wanted: str) -> dict[str, Array]:
+    """Read the arrays of an NPZ archive; pickled ones are refused, they could run code.
+
+    Args:
+        path: The archive.
+        wanted: Arrays it must hold.
+
+    Returns:
+        All its arrays by name.
+
+    Raises:
+        DataError: Not an NPZ archive, a damaged one, or one without the wanted arrays.
+    """
+
+    def read(path: Path) -> dict[str, Array]:
+        loaded = np.load(path, allow_pickle=False)
+        if not isinstance(loaded, np.lib.npyio.NpzFile):
+            raise DataError(f"{path} is a single array (.npy), not an .npz archive")
+        with loaded as file:
+            return {key: file[key] for key in file.files}
+
+    arrays = reading(path, read)
+    require_arrays(path, arrays, *wanted)
+    return arrays
+
+
+def require_arrays(path: Path, arrays: dict[str, Array], *wanted: str) -> None:
+    """Refuse an archive that lacks some of its arrays.
+
+    Raises:
+        DataError: With the arrays that are absent, and those that are there.
+    """
+    absent = [key for key in wanted if key not in arrays]
+    if absent:
+        raise DataError(
+            f"{path}: no array {', '.join(absent)} in it, only {shorten([*arrays]) or 'nothing'}"
+        )
+
+
 def open_member(path: Path, member: str) -> IO[bytes]:
     """Open a file as bytes: plain, gzipped, or the named member of a ZIP (itself maybe gzipped).
 
@@ -109,6 +157,12 @@ def open_member(path: Path, member: str) -> IO[bytes]:
     if start == b"\x1f\x8b":
         return cast(IO[bytes], gzip.open(stream, "rb"))
     return stream
+
+
+def count_rows(path: Path, member: str, limit: int) -> int:
+    """Count the lines that are not blank, up to a limit, of what `open_member` opens."""
+    with open_member(path, member) as stream:
+        return sum(1 for _ in itertools.islice(filter(bytes.strip, stream), limit))
 
 
 def read_numbers(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fastsel.data.dataset import DataError, Dataset, Task
 from fastsel.data.named import RECIPES, Split, load_named
-from fastsel.data.tables import SUFFIXES, load_table
+from fastsel.data.tables import SUFFIXES, load_table, table_suffix
 
 NAMES = ("digits", *RECIPES)
 
@@ -27,7 +27,9 @@ def load(
     and downloaded from their public homes only if neither has them; digits ships with
     scikit-learn. Files need `target`, the column (or array) to predict: text, booleans, or whole
     numbers with at most 20 distinct values mean classification, anything else regression;
-    `task` overrides. Rows with equal features never end up on both sides of the split.
+    `task` overrides. A published split (mnist, fashion-mnist, cifar10, or an .npz with `x_train`,
+    `y_train`, `x_test` and `y_test`) is taken as it is; in a split made here rows with equal
+    features never end up on both sides.
 
     Args:
         name_or_path: One of `NAMES`, or a path that ends in .csv, .csv.gz, .parquet or .npz.
@@ -52,7 +54,7 @@ def load(
     if not 0 < test_fraction < 1:
         raise DataError(f"load: test_fraction must be between 0 and 1, got {test_fraction}")
     short = short_name(name_or_path)
-    if short in NAMES and not _is_table(str(name_or_path)):
+    if short in NAMES and not table_suffix(str(name_or_path)):
         if target is not None:
             raise DataError(f"{short} has its own target: leave --target away (it is for files)")
         data = load_named(short, data_dir, Split(test_fraction, seed))
@@ -63,10 +65,6 @@ def load(
     return load_table(path, target=target, task=task, test_fraction=test_fraction, seed=seed)
 
 
-def _is_table(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES)
-
-
 def short_name(name_or_path: str | Path) -> str:
     """The name a data set goes by: that of a named set, or a file's name without its ending.
 
@@ -74,11 +72,11 @@ def short_name(name_or_path: str | Path) -> str:
         DataError: Neither a known name nor an existing file of a known kind.
     """
     name = str(name_or_path)
-    if _is_table(name):
+    if suffix := table_suffix(name):
         path = Path(name).expanduser()
         if not path.is_file():
             raise DataError(f"no such file: {path}")
-        return path.name[: -max(len(s) for s in SUFFIXES if name.lower().endswith(s))]
+        return path.name[: -len(suffix)]
     key = name.lower().replace("_", "-")
     if key in NAMES:
         return key

@@ -5,13 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from fastsel.data import download
 from fastsel.data.dataset import Array, DataError, Dataset, make_dataset, split_dataset
 from fastsel.data.download import Remote
-from fastsel.data.formats import open_member, read_cifar10, read_idx, read_numbers, reading
+from fastsel.data.formats import (
+    open_member,
+    read_cifar10,
+    read_idx,
+    read_npz,
+    read_numbers,
+    reading,
+    require_arrays,
+)
 from fastsel.data.optional import require
 
 _UCI = "https://archive.ics.uci.edu"
@@ -50,6 +59,7 @@ _COVER_TYPES = (
 
 # casual and registered sum to the target; instant is the row number and dteday the date.
 BIKE_DROPPED = ("instant", "dteday", "casual", "registered")
+COVTYPE_ROWS = 581_012
 # The whole set is 11 million rows in 2.6 GB; this many come with the first 160 MB.
 HIGGS_ROWS = 500_000
 _HIGGS_FIRST_BYTES = 160_000_000
@@ -95,16 +105,12 @@ def load_named(name: str, data_dir: str | Path | None, split: Split) -> Dataset:
     return recipe.build([download.fetch(remote) for remote in recipe.remote], split)
 
 
-def _npz(path: Path) -> dict[str, Array]:
-    def read(path: Path) -> dict[str, Array]:
-        with np.load(path, allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
-
-    return reading(path, read)
-
-
-def _channels_first(images: Array) -> Array:
+def _channels_first(images: Array, path: Path) -> Array:
     """Give uint8 images `[N, H, W]` or `[N, H, W, C]` as float32 `[N, C, H, W]` in 0..1."""
+    if images.ndim not in (3, 4):
+        raise DataError(
+            f"{path}: expected images [N, H, W] or [N, H, W, C], got {list(images.shape)}"
+        )
     images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
     return images.astype(np.float32) / 255
 
@@ -123,7 +129,7 @@ def _digits(split: Split) -> Dataset:
 
 def _skin(paths: list[Path], split: Split) -> Dataset:
     if paths[0].suffix == ".npz":
-        arrays = _npz(paths[0])
+        arrays = read_npz(paths[0], "bgr", "label")
         inputs, label = arrays["bgr"].astype(np.float32), arrays["label"]
     else:
         table = reading(
@@ -142,8 +148,12 @@ def _skin(paths: list[Path], split: Split) -> Dataset:
 
 def _bike(paths: list[Path], split: Split) -> Dataset:
     pandas = require("pandas", "reading tables")
-    with open_member(paths[0], "hour.csv") as stream:
-        frame = reading(paths[0], lambda _: pandas.read_csv(stream))
+
+    def read(path: Path) -> Any:
+        with open_member(path, "hour.csv") as stream:
+            return pandas.read_csv(stream)
+
+    frame = reading(paths[0], read)
     absent = [column for column in (*BIKE_DROPPED, "cnt") if column not in frame.columns]
     if absent:
         raise DataError(f"{paths[0]}: no column {', '.join(absent)}: not hour.csv of Bike Sharing")
@@ -161,7 +171,7 @@ def _bike(paths: list[Path], split: Split) -> Dataset:
 
 def _covtype(paths: list[Path], split: Split) -> Dataset:
     if paths[0].suffix == ".npz":
-        arrays = _npz(paths[0])
+        arrays = read_npz(paths[0], "x", "y", "columns")
         inputs, label = arrays["x"].astype(np.float32), arrays["y"]
         features = tuple(map(str, arrays["columns"]))
     else:
@@ -171,14 +181,14 @@ def _covtype(paths: list[Path], split: Split) -> Dataset:
     return split_dataset(
         "covtype", inputs, label.astype(np.int64) - 1, task="classification",
         features=features, classes=_COVER_TYPES,
-        note=f"CoverType (UCI 31), CC BY 4.0, {len(inputs):,} of 581,012 rows.",
+        note=f"CoverType (UCI 31), CC BY 4.0, {len(inputs):,} of {COVTYPE_ROWS:,} rows.",
         test_fraction=split.test_fraction, seed=split.seed,
     )  # fmt: skip
 
 
 def _higgs(paths: list[Path], split: Split) -> Dataset:
     if paths[0].suffix == ".npz":
-        arrays = _npz(paths[0])
+        arrays = read_npz(paths[0], "x", "y", "columns")
         inputs, label = arrays["x"], arrays["y"]
         features = tuple(map(str, arrays["columns"]))
     else:
@@ -203,7 +213,9 @@ def _images(
         x_train, y_train, x_test, y_test = (reading(path, read_idx) for path in paths)
         arrays = {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
     elif paths[0].suffix == ".npz":
-        arrays = _npz(paths[0])
+        arrays = read_npz(paths[0])
+        whole = ("x_train", "y_train", "x_test", "y_test") if "x_train" in arrays else ("x", "y")
+        require_arrays(paths[0], arrays, *whole)
     else:
         arrays = {
             key: value.transpose(0, 2, 3, 1) if value.ndim == 4 else value
@@ -211,12 +223,12 @@ def _images(
         }
     if "x_train" not in arrays:
         return split_dataset(
-            name, _channels_first(arrays["x"]), arrays["y"].astype(np.int64),
+            name, _channels_first(arrays["x"], paths[0]), arrays["y"].astype(np.int64),
             task="classification", classes=classes, note=f"{source} {paths[0].name}: a subset.",
             test_fraction=split.test_fraction, seed=split.seed,
         )  # fmt: skip
     train, test = (
-        (_channels_first(arrays[f"x_{part}"]), arrays[f"y_{part}"].astype(np.int64))
+        (_channels_first(arrays[f"x_{part}"], paths[0]), arrays[f"y_{part}"].astype(np.int64))
         for part in ("train", "test")
     )
     return make_dataset(
@@ -252,7 +264,14 @@ def _cifar10(paths: list[Path], split: Split) -> Dataset:
 RECIPES: dict[str, Recipe] = {
     "skin": Recipe(
         (("skin/skin.zip",), ("skin/Skin_NonSkin.txt",), ("skin/skin_nonskin.npz",)),
-        (Remote(f"{_UCI}/static/public/229/skin+segmentation.zip", "skin/skin.zip"),),
+        (
+            Remote(
+                f"{_UCI}/static/public/229/skin+segmentation.zip",
+                "skin/skin.zip",
+                rows=245_057,
+                member="Skin_NonSkin.txt",
+            ),
+        ),
         _skin,
     ),
     "bike": Recipe(
@@ -272,7 +291,14 @@ RECIPES: dict[str, Recipe] = {
             ("covtype/covtype.data.gz",),
             ("covtype/covtype_kaggle15k.npz",),
         ),
-        (Remote(f"{_UCI}/static/public/31/covertype.zip", "covtype/covertype.zip"),),
+        (
+            Remote(
+                f"{_UCI}/static/public/31/covertype.zip",
+                "covtype/covertype.zip",
+                rows=COVTYPE_ROWS,
+                member="covtype.data",
+            ),
+        ),
         _covtype,
     ),
     "higgs": Recipe(
@@ -282,6 +308,7 @@ RECIPES: dict[str, Recipe] = {
                 f"{_UCI}/ml/machine-learning-databases/00280/HIGGS.csv.gz",
                 "higgs/HIGGS-first.csv.gz",
                 first_bytes=_HIGGS_FIRST_BYTES,
+                rows=HIGGS_ROWS,
             ),
         ),
         _higgs,

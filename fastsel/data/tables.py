@@ -16,16 +16,26 @@ from fastsel.data.dataset import (
     DataError,
     Dataset,
     Task,
+    check_lengths,
     make_dataset,
+    shorten,
     split_dataset,
 )
-from fastsel.data.formats import reading
+from fastsel.data.formats import read_npz, reading
 from fastsel.data.optional import require
 
 SUFFIXES = (".csv", ".csv.gz", ".parquet", ".npz")
 # A whole-number target with more distinct values than this is taken for a quantity.
 MAX_INTEGER_CLASSES = 20
 _HEADER_SAMPLE = 100
+# float64 holds every whole number up to this one.
+_MAX_EXACT = 2**53
+_MERGED = "has whole numbers beyond 2**53 that float64 cannot tell apart: subtract a constant first"
+
+
+def table_suffix(name: str) -> str:
+    """The one of `SUFFIXES` that a file name ends in, in any case of letters; "" if in none."""
+    return next((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), "")
 
 
 def load_table(
@@ -36,18 +46,18 @@ def load_table(
     Raises:
         DataError: With the columns, rows or arrays that are at fault.
     """
-    if path.suffix == ".npz":
+    suffix = table_suffix(path.name)
+    if suffix == ".npz":
         return _load_npz(path, target, task, test_fraction, seed)
-    name = path.name.removesuffix(".gz").rsplit(".", 1)[0]
-    frame, note = _read_csv(path) if path.suffix != ".parquet" else (_read_parquet(path), "")
+    frame, note = (_read_parquet(path), "") if suffix == ".parquet" else _read_csv(path)
     _check_columns(frame, path)
     column = _target_column(frame, path, target)
     _check_values(frame, path, column)
     values = frame.pop(column)
     labels, classes, task = encode_target(values.to_numpy(), path, column, task)
-    inputs = frame.to_numpy(np.float64).astype(np.float32)
     return split_dataset(
-        name, inputs, labels, task=task, features=tuple(map(str, frame.columns)),
+        path.name[: -len(suffix)], frame.to_numpy(np.float64), labels, task=task,
+        features=tuple(map(str, frame.columns)),
         classes=classes, note=f"{path.name}, target {column!r}. {note}".strip(),
         test_fraction=test_fraction, seed=seed,
     )  # fmt: skip
@@ -68,7 +78,8 @@ def encode_target(
         int64 class numbers and the class names, or float64 values and (); and the task.
 
     Raises:
-        DataError: Text asked for as regression, or a text column that is an identifier.
+        DataError: Text asked for as regression, a text column that is an identifier, or whole
+            numbers that differ but are equal as float64.
     """
     numeric = values.dtype.kind in "iuf"
     distinct = np.unique(values) if numeric else np.unique(values.astype(str))
@@ -79,6 +90,8 @@ def encode_target(
     if task == "regression":
         if not numeric:
             raise DataError(f"{source}: column {column!r} is text, regression needs numbers")
+        if _merges(values):
+            raise DataError(f"{source}: target {column!r} {_MERGED}")
         return values.astype(np.float64), (), task
     if len(distinct) > len(values) // 2:
         raise DataError(
@@ -91,7 +104,7 @@ def encode_target(
 
 
 def _open_text(path: Path) -> TextIO:
-    if path.suffix == ".gz":
+    if table_suffix(path.name) == ".csv.gz":
         return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
     return path.open(encoding="utf-8-sig", newline="")
 
@@ -177,20 +190,15 @@ def _check_columns(frame: Any, path: Path) -> None:
         raise DataError(f"{path} has a single column: nothing to predict the target from")
 
 
-def _shorten(names: list[str], limit: int = 12) -> str:
-    shown = ", ".join(names[:limit])
-    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
-
-
 def _target_column(frame: Any, path: Path, target: str | None) -> str:
     columns = list(frame.columns)
     if target is None:
-        raise DataError(f"{path}: name the column to predict with --target: {_shorten(columns)}")
+        raise DataError(f"{path}: name the column to predict with --target: {shorten(columns)}")
     if target in columns:
         return target
     close = difflib.get_close_matches(target, columns, n=1)
     hint = f" Did you mean {close[0]}?" if close else ""
-    raise DataError(f"{path}: no column {target!r}.{hint} Columns: {_shorten(columns)}")
+    raise DataError(f"{path}: no column {target!r}.{hint} Columns: {shorten(columns)}")
 
 
 def _check_values(frame: Any, path: Path, target: str) -> None:
@@ -201,7 +209,7 @@ def _check_values(frame: Any, path: Path, target: str) -> None:
             f"{column} ({count:,} of {len(frame):,} rows)" for column, count in missing.items()
         ]
         raise DataError(
-            f"{path}: missing values in {_shorten(listed)}. Fill them or drop those rows first"
+            f"{path}: missing values in {shorten(listed)}. Fill them or drop those rows first"
         )
     # Booleans count as 0 and 1; dates and text do not.
     text = [
@@ -211,21 +219,38 @@ def _check_values(frame: Any, path: Path, target: str) -> None:
     ]
     if text:
         raise DataError(
-            f"{path}: these columns are not numbers: {_shorten(text)}. Encode or drop them first"
+            f"{path}: these columns are not numbers: {shorten(text)}. Encode or drop them first"
         )
     for column in frame.columns:
         if frame[column].dtype.kind == "f" and not np.isfinite(frame[column].to_numpy()).all():
             raise DataError(f"{path}: column {column} has infinite values")
+        if column != target and _merges(frame[column].to_numpy()):  # class numbers may be any
+            raise DataError(f"{path}: column {column} {_MERGED}")
+
+
+def _merges(values: Array) -> bool:
+    """Whether whole numbers that differ would be equal as float64."""
+    if values.dtype.kind not in "iu" or not values.size:
+        return False
+    if int(values.min()) >= -_MAX_EXACT and int(values.max()) <= _MAX_EXACT:
+        return False
+    distinct = np.unique(values)
+    return len(np.unique(distinct.astype(np.float64))) < len(distinct)
 
 
 def _as_inputs(array: Array, path: Path, key: str) -> Array:
-    """Give an NPZ array as `[N, D]` or, for images, `[N, C, H, W]`, float32."""
+    """Give an NPZ array as `[N, D]` or, for images, `[N, C, H, W]`: float32 if that is exact."""
     if array.dtype.kind not in "iufb":
         raise DataError(f"{path}: array {key!r} holds {array.dtype}, expected numbers")
-    scaled = array.astype(np.float32) / (255 if array.dtype == np.uint8 and array.ndim > 2 else 1)
-    if array.ndim == 2:
+    if _merges(array):
+        raise DataError(f"{path}: array {key!r} {_MERGED}")
+    exact = np.float32 if np.can_cast(array.dtype, np.float32) else np.float64
+    scaled = array.astype(exact) / (255 if array.dtype == np.uint8 and array.ndim > 2 else 1)
+    if not np.isfinite(scaled).all():
+        raise DataError(f"{path}: array {key!r} has missing or infinite values")
+    if array.ndim == 2 and array.shape[1]:
         return scaled
-    if array.ndim == 3:
+    if array.ndim == 3 and array[:1].size:
         return scaled[:, None]
     if array.ndim == 4 and array.shape[1] in (1, 3):
         return scaled
@@ -237,45 +262,59 @@ def _as_inputs(array: Array, path: Path, key: str) -> Array:
     )
 
 
+def _as_target(array: Array, path: Path, key: str) -> Array:
+    """Give an NPZ array `[N]` or `[N, 1]` as `[N]`."""
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim != 1:
+        raise DataError(f"{path}: target {key!r} must be [N], got {list(array.shape)}")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise DataError(f"{path}: array {key!r} has missing or infinite values")
+    return array
+
+
 def _load_npz(
     path: Path, target: str | None, task: Task | None, test_fraction: float, seed: int
 ) -> Dataset:
-    def read(path: Path) -> dict[str, Array]:
-        with np.load(path, allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
-
-    arrays = reading(path, read)
-    listed = _shorten([f"{key} {list(array.shape)}" for key, array in arrays.items()])
+    arrays = read_npz(path)
+    listed = shorten([f"{key} {list(array.shape)}" for key, array in arrays.items()])
     published = target is None and {"x_train", "y_train", "x_test", "y_test"} <= set(arrays)
-    key = "y_train" if published else target or "y"
+    pairs = [("x", target or "y")]
+    if published:
+        pairs = [("x_train", "y_train"), ("x_test", "y_test")]
+    key = pairs[0][1]
     if key not in arrays:
         raise DataError(f"{path}: no target array {key!r} (--target names it). Arrays: {listed}")
-    labels = np.concatenate([arrays["y_train"], arrays["y_test"]]) if published else arrays[key]
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    if labels.ndim != 1:
-        raise DataError(f"{path}: target {key!r} must be [N], got {list(labels.shape)}")
-    x_keys = ["x_train", "x_test"] if published else ["x"]
-    if not published and "x" not in arrays:
+    if pairs[0][0] not in arrays:
         raise DataError(f"{path}: no input array 'x'. Arrays: {listed}")
-    parts = [_as_inputs(arrays[x], path, x) for x in x_keys]
-    if sum(map(len, parts)) != len(labels):
-        raise DataError(
-            f"{path}: {sum(map(len, parts)):,} inputs but {len(labels):,} targets. Arrays: {listed}"
-        )
-    for values, what in ((labels, key), *zip(parts, x_keys, strict=True)):
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
-            raise DataError(f"{path}: array {what!r} has missing or infinite values")
+    parts = [(_as_inputs(arrays[x], path, x), _as_target(arrays[y], path, y)) for x, y in pairs]
+    for (inputs, labels), names in zip(parts, pairs, strict=True):
+        check_lengths(path, inputs, labels, f" in {' and '.join(names)}. Arrays: {listed}")
+    if published:
+        _check_alike(path, arrays)
+    labels = np.concatenate([part[1] for part in parts])
     if len(labels) < MIN_ROWS:
         raise DataError(f"{path}: needs at least {MIN_ROWS} rows, got {len(labels)}")
     codes, classes, task = encode_target(labels, path, key, task)
+    name = path.name[: -len(".npz")]
+    train = parts[0][0]
     if not published:
         return split_dataset(
-            path.stem, parts[0], codes, task=task, classes=classes,
+            name, train, codes, task=task, classes=classes,
             note=f"{path.name}, target {key!r}.", test_fraction=test_fraction, seed=seed,
         )  # fmt: skip
-    rows = len(parts[0])
+    rows, test = len(train), parts[1][0]
     return make_dataset(
-        path.stem, (parts[0], codes[:rows]), (parts[1], codes[rows:]), task=task, classes=classes,
-        note=f"{path.name}: split as it comes, {rows:,} train and {len(parts[1]):,} test rows.",
+        name, (train, codes[:rows]), (test, codes[rows:]), task=task, classes=classes,
+        note=f"{path.name}: split as it comes, {rows:,} train and {len(test):,} test rows.",
     )  # fmt: skip
+
+
+def _check_alike(path: Path, arrays: dict[str, Array]) -> None:
+    """Refuse a published split of which only one part holds images of bytes, or only one text."""
+    # Images of bytes count in 255ths; text and numbers make no common classes.
+    kinds = [("y", np.number)] + ([("x", np.uint8)] if arrays["x_train"].ndim > 2 else [])
+    for what, kind in kinds:
+        one, other = arrays[f"{what}_train"].dtype, arrays[f"{what}_test"].dtype
+        if np.issubdtype(one, kind) != np.issubdtype(other, kind):
+            raise DataError(f"{path}: {what}_train holds {one}, {what}_test {other}: not alike")
