@@ -56,3 +56,44 @@ def bench_sample_scores(
         device=device,
         bytes_moved=batch * classes * dtype.itemsize + batch * (8 + 16),
     )
+
+
+def fastsel_criterion(logits: Tensor, target: Tensor) -> Tensor:
+    """The mean loss by `fastsel.sample_scores`, the scores beside it unused."""
+    return fastsel.sample_scores(logits, target).loss.mean()
+
+
+CRITERIA: dict[str, Callable[[], Callable[[Tensor, Tensor], Tensor]]] = {
+    "fastsel": lambda: fastsel_criterion,
+    "cross_entropy compiled": lambda: torch.compile(torch.nn.functional.cross_entropy),
+    "cross_entropy": lambda: torch.nn.functional.cross_entropy,
+}
+
+
+@pytest.mark.parametrize("contender", CRITERIA)
+@pytest.mark.parametrize("device", harness.DEVICES)
+def bench_sample_scores_backward(benchmark: harness.Benchmark, device: str, contender: str) -> None:
+    """Forward and backward as a criterion: fastsel's gives the scores besides."""
+    torch.compiler.reset()
+    batch, classes = 4096, 1000
+    criterion = CRITERIA[contender]()
+
+    def forward_and_backward(logits: Tensor, target: Tensor) -> Tensor:
+        return torch.autograd.grad(criterion(logits, target), logits)[0]
+
+    def inputs(seed: int) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator(device).manual_seed(seed)
+        logits = torch.randn(batch, classes, generator=generator, device=device)
+        target = torch.randint(0, classes, (batch,), generator=generator, device=device)
+        return logits.requires_grad_(), target
+
+    harness.measure(
+        benchmark,
+        forward_and_backward,
+        inputs,
+        op="scores",
+        workload=f"{batch} x {classes} float32, backward too",
+        contender=contender,
+        device=device,
+        bytes_moved=3 * batch * classes * 4,
+    )
