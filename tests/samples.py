@@ -1,4 +1,4 @@
-"""One table of sample inputs per operator, for opcheck and torch.compile on every backend."""
+"""One table of sample inputs per operator, for opcheck and the emulator's thread orders."""
 
 from __future__ import annotations
 
