@@ -52,6 +52,7 @@ def measure(
     contender: str,
     device: str,
     bytes_moved: int,
+    in_graph: bool = True,
 ) -> None:
     """Times ``function(*inputs(seed))``.
 
@@ -65,6 +66,8 @@ def measure(
         contender: ``fastsel`` or the peer's name.
         device: ``cpu`` or ``cuda``.
         bytes_moved: The fewest bytes that any contender must read and write.
+        in_graph: On a GPU, time launches from a CUDA graph. Otherwise the host's work counts: each
+            call is waited for.
     """
     benchmark.group = f"{op} {workload} {device}"
     benchmark.extra_info.update(
@@ -76,8 +79,10 @@ def measure(
         launches=1,
         cold=False,
     )
-    if device == "cpu":
+    if device == "cpu" or not in_graph:
         arguments = inputs(0)
+        if device != "cpu":
+            function = _waited_for(function)
         function(*arguments)  # compiles what is to be compiled
         # As many rounds as fit into the time, at least 5: long ones are the least noisy.
         benchmark.pedantic(
@@ -105,6 +110,14 @@ def measure(
     benchmark.extra_info["launches"] = GRAPH_LAUNCHES
     benchmark.extra_info["cold"] = copies * bytes_moved >= COLD_BYTES
     benchmark.pedantic(replay, rounds=10 if QUICK else 50, iterations=1, warmup_rounds=3)
+
+
+def _waited_for(function: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*arguments: Any) -> None:
+        function(*arguments)
+        torch.cuda.synchronize()
+
+    return run
 
 
 def _rounds(function: Callable[..., Any], arguments: Sequence[Any]) -> int:

@@ -21,6 +21,7 @@ import harness
 
 RESULTS = harness.RESULTS
 README = harness.ROOT / "README.md"
+STEP = "selective_step"
 
 
 def duration(microseconds: float) -> str:
@@ -37,6 +38,8 @@ def kernel_rows(run: dict[str, Any]) -> list[str]:
         cases[row["op"], row["workload"], row["device"]][row["contender"]] = row
     lines = ["| work | fastsel | GB/s | peers: time (times fastsel's) |", "|---|---|---|---|"]
     for (op, workload, _), contenders in cases.items():
+        if op == STEP:
+            continue
         ours = contenders.get("fastsel")
         if ours is None:  # the copy that others are read against
             for name, row in contenders.items():
@@ -57,11 +60,37 @@ def kernels() -> str:
     """Every session of benches."""
     parts = []
     for path in sorted(RESULTS.glob("*.json")):
-        for run in json.loads(path.read_text())["runs"]:
+        for run in json.loads(path.read_text()).get("runs", []):
             machine = run["gpu"] or f"{run['cpu']}, {run['threads']} threads, {run['cpu_kernels']}"
             versions = f"torch {run['torch']}, NumPy {run['numpy']}, commit {run['commit'][:10]}"
-            parts += [f"{machine}; {versions} ({run['date']}); medians:", "", *kernel_rows(run), ""]
+            rows = kernel_rows(run)
+            if len(rows) > 2:
+                parts += [f"{machine}; {versions} ({run['date']}); medians:", "", *rows, ""]
     return "\n".join(parts)
+
+
+def steps() -> str:
+    """Where the time of a selective step goes, in percent of the plain step."""
+    parts = [
+        "| training step | machine | plain step | scoring | choice | gather | selective step |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for path in sorted(RESULTS.glob("*.json")):
+        for run in json.loads(path.read_text()).get("runs", []):
+            cases: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
+            for row in run["rows"]:
+                if row["op"] == STEP:
+                    cases[row["workload"], row["device"]][row["contender"]] = row["median_us"]
+            for (workload, device), times in cases.items():
+                plain = times["plain step"]
+                where = run["gpu"] if device == "cuda" else f"{run['threads']} threads"
+                shares = [
+                    f"{100 * times[part] / plain:.2g} %"
+                    for part in ("scoring forward", "choice", "gather", "selective step")
+                ]
+                cells = [workload, where, duration(plain), *shares]
+                parts.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*parts, ""])
 
 
 def strategies() -> str:
@@ -85,7 +114,11 @@ def ratio(row: dict[str, Any]) -> str:
     return "{mean:.2f} ({low:.2f}–{high:.2f})".format(**row["ratio"])
 
 
-TABLES: dict[str, Callable[[], str]] = {"kernels": kernels, "strategies": strategies}
+TABLES: dict[str, Callable[[], str]] = {
+    "kernels": kernels,
+    "steps": steps,
+    "strategies": strategies,
+}
 
 
 def fill(text: str) -> str:

@@ -30,8 +30,31 @@ def topk() -> None:
             fastsel.topk(torch.randn(rows, columns, device="cuda"), min(k, columns))
 
 
+# Batch sizes for each of adaselection_'s kernels on such a GPU: a small block, a large one, a grid.
+# tests/test_adaselection_kernels.py holds this to the launch plans.
+ADASELECTION_SIZES = (1000, 5000, 20_000)
+
+
+def adaselection() -> None:
+    """Every method, from a first step and a later one, with samples that are excluded."""
+    methods = [*range(8), 9]
+    for size in ADASELECTION_SIZES:
+        for dtype in (torch.float32, torch.bfloat16):
+            losses, norms, old = torch.rand(3, size, device="cuda").to(dtype)
+            losses[::7] = float("nan")
+            weights = torch.full((9,), 1 / 9, device="cuda")
+            counters = torch.zeros(2, 1, dtype=torch.int64, device="cuda")
+            rows = torch.randn(2, size, device="cuda").to(dtype)
+            for k in (size // 10, size):
+                fastsel.adaselection_(
+                    losses, norms, old, methods, weights, torch.zeros_like(weights), counters[0],
+                    k, 0.5, 0.5, statistics=rows, excluded=counters[1],
+                )  # fmt: skip
+
+
 if __name__ == "__main__":
     scores()
     topk()
+    adaselection()
     torch.cuda.synchronize()
     print("done")

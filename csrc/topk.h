@@ -22,4 +22,7 @@ inline std::tuple<Tensor, Tensor> empty_topk(const Tensor& scores, int64_t k) {
   return {empty(size, scores.scalar_type(), scores), empty(size, ScalarType::Long, scores)};
 }
 
+// csrc/cuda/topk.cu, for the launchers of other ops that end in a top-k.
+std::tuple<Tensor, Tensor> topk_cuda(const Tensor& scores, int64_t k, bool largest, bool sorted);
+
 }  // namespace fastsel

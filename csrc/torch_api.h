@@ -13,7 +13,9 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
+#include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -110,6 +112,17 @@ void dispatch_floating(const char* op, const char* argument, ScalarType type, F&
       throw std::runtime_error(message(
           op, ": ", argument, " must be float32, float16 or bfloat16, got ", dtype_name(type)));
   }
+}
+
+// aten::sort(self, *, stable, dim, descending), of which only the permutation is wanted.
+inline Tensor stable_argsort(const Tensor& keys) {
+  std::array<StableIValue, 4> stack{
+      torch::stable::detail::from(keys), torch::stable::detail::from(std::optional<bool>(true)),
+      torch::stable::detail::from(int64_t{-1}), torch::stable::detail::from(false)};
+  TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION));
+  torch::stable::detail::to<Tensor>(stack[0]);
+  return torch::stable::detail::to<Tensor>(stack[1]);
 }
 
 // The device of the tensors an op works on, made current while the op runs; nothing where that is

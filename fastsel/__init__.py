@@ -2,7 +2,7 @@
 
 The public names, few:
 
-- `sample_scores`, `topk`: the operators, also as ``torch.ops.fastsel.*``.
+- `sample_scores`, `topk`, `adaselection_`: the operators, also as ``torch.ops.fastsel.*``.
 - `SelectiveStep` and the selectors in `fastsel.select`: one training step on the chosen part of a
 batch.
 - `fastsel.data`, `fastsel.compare`: data sets, and the comparison of strategies behind ``fastsel
@@ -15,10 +15,26 @@ from typing import TYPE_CHECKING
 
 from fastsel._version import __version__
 
-__all__ = ["SampleScores", "SelectiveStep", "TopK", "__version__", "sample_scores", "topk"]
+__all__ = [
+    "AdaSelectionChoice",
+    "SampleScores",
+    "SelectiveStep",
+    "TopK",
+    "__version__",
+    "adaselection_",
+    "sample_scores",
+    "topk",
+]
 
 try:
-    from fastsel.ops import SampleScores, TopK, sample_scores, topk
+    from fastsel.ops import (
+        AdaSelectionChoice,
+        SampleScores,
+        TopK,
+        adaselection_,
+        sample_scores,
+        topk,
+    )
     from fastsel.select import SelectiveStep
 except ImportError as error:
     # The command line is imported through this package and has to start to say what is wrong;

@@ -18,6 +18,15 @@ from typing import Any
 _FAILED, _BAD_INPUT, _INTERRUPTED = 1, 2, 130
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults where there are any; the other options say in words what happens."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.default is False:
+            return action.help
+        return super()._get_help_string(action)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fastsel", description="Train on fewer, better-chosen samples."
@@ -27,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
         "compare",
         help="find out which selection strategy pays on your data",
         description="Train with every strategy under equal conditions and tell which one pays.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Help,
     )
     add = compare.add_argument
     add("data", metavar="DATA",
@@ -35,20 +44,24 @@ def _parser() -> argparse.ArgumentParser:
         ".csv.gz, .parquet or .npz file")  # fmt: skip
     add("--target", metavar="COL", help="column of a file to predict")
     add("--task", choices=("classification", "regression"), help="default: seen from the target")
-    add("--strategies", default="full,uniform,big_loss,small_loss,grad_norm", metavar="A,B,...",
-        help="full is the plain step on the whole batch")  # fmt: skip
-    add("--model", default="auto", help="auto, linear, mlp, cnn or resnet18")
+    add("--strategies", metavar="A,B,...",
+        default="full,uniform,big_loss,small_loss,grad_norm,adaselection,auto",
+        help="full is the plain step on the whole batch, auto chooses only while that pays; also "
+        "adaboost, coreset1, coreset2, rho_loss, entropy, margin, importance, mixtures such as "
+        "adaselection:big_loss+small_loss, and all")  # fmt: skip
+    add("--model", default="auto", help="auto, linear, mlp, cnn, small_cnn or resnet18")
     add("--budget", help="per run: 2000steps, 5epochs, 100000samples, 30s or 5min of training; "
         "default: 20 epochs, 200 to 600 steps")  # fmt: skip
     add("--seeds", type=int, default=3, metavar="N", help="number of seeds")
     add("--rate", type=float, default=0.3, help="share of each batch that is trained on")
-    add("--batch-size", type=int, default=128, metavar="B")
-    add("--lr", type=float, help="Adam's learning rate; default: 0.01 for linear, else 0.001")
+    add("--batch-size", type=int, default=128, metavar="B", help="rows per batch")
+    add("--optimizer", choices=("adam", "sgd"), default="adam", help="sgd has momentum 0.9")
+    add("--lr", type=float, help="learning rate; default: 0.01 for linear and for sgd, else 0.001")
     add("--goal", type=float, metavar="LOSS",
         help="test loss to reach; default: uniform's final one, seed by seed")  # fmt: skip
     add("--out", type=Path, metavar="DIR", help="default: fastsel-compare/<data name>")
     add("--data-dir", type=Path, metavar="DIR", help="default: $FASTSEL_DATA_DIR, then the cache")
-    add("--device", default="cpu", choices=("cpu", "cuda"))
+    add("--device", default="cpu", choices=("cpu", "cuda"), help="where to train")
     add("--threads", type=int, metavar="N", help="default: torch's own choice")
     add("--quiet", action="store_true", help="only the table and the conclusion")
     commands.add_parser("info", help="versions, processor, GPU, and what is compiled and loaded")
@@ -120,6 +133,7 @@ def _compare(options: argparse.Namespace) -> int:
                 seeds=options.seeds,
                 rate=options.rate,
                 batch_size=options.batch_size,
+                optimizer=options.optimizer,
                 lr=options.lr,
                 goal=options.goal,
                 out=out,

@@ -9,20 +9,30 @@ whole network.
 
 from __future__ import annotations
 
-import copy
-import functools
-import inspect
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from fastsel import ops
+from fastsel.criterion import (
+    as_rows,
+    check_same_batch,
+    describe,
+    ignore_index,
+    is_cross_entropy,
+    is_native,
+    mean_over_positions,
+    mean_per_sample,
+    per_sample_losses,
+)
 
-SCORE_NAMES = ("loss", "grad_norm", "entropy")
+__all__ = ["SCORE_NAMES", "Scores", "per_sample_losses", "per_sample_scores"]
+
+SCORE_NAMES = ("loss", "grad_norm", "entropy", "margin", "reference_loss")
+"""What a selector can need."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +43,10 @@ class Scores:
         loss: Loss of each sample ``[B]``.
         grad_norm: Norm of the gradient of that loss with respect to the model's output ``[B]``.
         entropy: Entropy of the predicted distribution ``[B]`` in nats (classification only).
+        margin: Difference of the two largest predicted probabilities ``[B]``, between 0 and 1
+            (classification only).
+        reference_loss: Loss of each sample ``[B]`` under another model, one that has not been
+            trained on it; see `fastsel.select.ReferenceModel`.
         batch_size: B, needed where no tensor says it.
         batch_device: Where the batch is, where no tensor says it: a selector that needs no scores
             then makes its indices there.
@@ -50,6 +64,8 @@ class Scores:
     loss: Tensor | None = None  # [B]
     grad_norm: Tensor | None = None  # [B]
     entropy: Tensor | None = None  # [B]
+    margin: Tensor | None = None  # [B]
+    reference_loss: Tensor | None = None  # [B]
     batch_size: int | None = None
     batch_device: torch.device | None = None
 
@@ -83,19 +99,29 @@ class Scores:
     @property
     def size(self) -> int:
         """The number of samples B."""
-        for score in (self.loss, self.grad_norm, self.entropy):
-            if score is not None:
-                return score.shape[0]
+        score = self._first()
+        if score is not None:
+            return score.shape[0]
         assert self.batch_size is not None  # __post_init__ saw to it
         return self.batch_size
 
     @property
     def device(self) -> torch.device | None:
         """The device of the scores; `batch_device` where there is no tensor."""
-        for score in (self.loss, self.grad_norm, self.entropy):
+        score = self._first()
+        return self.batch_device if score is None else score.device
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is no score at all, only a batch size."""
+        return self._first() is None
+
+    def _first(self) -> Tensor | None:
+        for name in SCORE_NAMES:
+            score: Tensor | None = getattr(self, name)
             if score is not None:
-                return score.device
-        return self.batch_device
+                return score
+        return None
 
 
 def per_sample_scores(
@@ -110,25 +136,27 @@ def per_sample_scores(
     `criterion` may be
 
     - `torch.nn.CrossEntropyLoss` without class weights or label smoothing, or
-      `torch.nn.functional.cross_entropy`, with class indices as target: one native pass gives all
-      three scores;
+      `torch.nn.functional.cross_entropy`, with class indices as target: one native pass gives loss,
+      gradient norm and entropy;
     - anything else with a ``reduction``, a module's attribute or a function's keyword (also inside
       a `functools.partial`): it is called with ``reduction="none"``, and the rest of it stays as it
       is;
     - a callable that returns one loss a sample, ``[B]`` or ``[B, ...]``.
 
-    Losses with more than one entry a sample (tokens, pixels, several outputs) are averaged over the
+    Scores with more than one entry a sample (tokens, pixels, several outputs) are averaged over the
     sample; positions whose class target is the criterion's ``ignore_index`` are left out, and a
-    sample that has no other positions scores 0. The gradient norm is that of this average. Neither
-    `criterion` nor `output` is changed, and nothing is recorded for autograd.
+    sample that has no other positions scores 0, and 1 as its margin: as one that is settled. The
+    gradient norm is that of the averaged loss. Neither `criterion` nor `output` is changed, and
+    nothing is recorded for autograd.
 
     Args:
         criterion: The loss, called as ``criterion(output, target)``.
         output: What the model gave for the batch, ``[B, ...]``; torch's layout ``[B, C, d1, ...]``
             for token-level classes.
         target: The targets ``[B, ...]``; ``[B, d1, ...]`` for token-level classes.
-        needs: The scores wanted, of ``loss``, ``grad_norm`` and ``entropy``; cheap others may come
-            along.
+        needs: The scores wanted, of ``loss``, ``grad_norm``, ``entropy`` and ``margin``; cheap
+            others may come along. A selector's ``needs`` can be given as they are:
+            ``reference_loss`` comes from elsewhere and stays None.
 
     Returns:
         The `Scores`, float32 or better.
@@ -136,7 +164,8 @@ def per_sample_scores(
     Raises:
         ValueError: The criterion gives no per-sample losses, a score is not defined for it, `needs`
             names an unknown score, or `output` and `target` are of different batch sizes.
-        TypeError: A gradient norm or an entropy is wanted of an output that is not a tensor.
+        TypeError: A gradient norm, an entropy or a margin is wanted of an output that is not a
+            tensor.
 
     Example:
         >>> output, target = torch.tensor([[0.0], [1.0]]), torch.tensor([[3.0], [1.0]])
@@ -148,61 +177,48 @@ def per_sample_scores(
         raise ValueError(
             f"per_sample_scores: needs must be of {', '.join(SCORE_NAMES)}, got {unknown}"
         )
-    if isinstance(output, Tensor) and (output.dim() == 0 or output.shape[:1] != target.shape[:1]):
-        raise ValueError(
-            "per_sample_scores: output and target must have the same first dimension, "
-            f"got shapes {list(output.shape)} and {list(target.shape)}"
-        )
+    check_same_batch("per_sample_scores", output, target)
     with torch.no_grad():
-        if _is_native(criterion, output, target):
-            return _cross_entropy_scores(output, target, _ignore_index(criterion))
+        if is_native(criterion, output, target):
+            return _cross_entropy_scores(output, target, ignore_index(criterion), needs)
         return _generic_scores(criterion, output, target, needs)
-
-
-def _is_native(criterion: object, output: object, target: Tensor) -> bool:
-    if isinstance(criterion, nn.CrossEntropyLoss):
-        plain = (
-            type(criterion).forward is nn.CrossEntropyLoss.forward
-            and criterion.weight is None
-            and criterion.label_smoothing == 0.0
-        )
-    else:
-        plain = criterion is F.cross_entropy
-    if not (plain and isinstance(output, Tensor)):
-        return False
-    floats = {torch.float32, torch.float16, torch.bfloat16}
-    return (
-        output.device.type in ("cpu", "cuda")
-        and (output.dtype in floats or (output.dtype == torch.float64 and output.is_cpu))
-        and target.dtype == torch.int64
-        and output.dim() >= 2
-        and output.shape[1] > 0
-        and target.shape == output.shape[:1] + output.shape[2:]
-    )
 
 
 def _cross_entropy_scores(
     logits: Tensor,  # [B, C, ...]
     target: Tensor,  # [B, ...]
-    ignore_index: int | None,
+    ignored: int | None,
+    needs: Collection[str],
 ) -> Scores:
-    ignore = -100 if ignore_index is None else ignore_index
+    ignored = -100 if ignored is None else ignored
+    margin = None
     if logits.dim() == 2:
-        scores = ops.sample_scores(logits, target, ignore_index=ignore)
-        return Scores(loss=scores.loss, grad_norm=scores.grad_norm, entropy=scores.entropy)
+        scores = ops.sample_scores(logits, target, ignore_index=ignored)
+        if "margin" in needs:
+            best = ops.topk(logits, min(2, logits.shape[1])).values  # [B, 2]
+            margin = _margin(best, scores.lse).masked_fill(target == ignored, 1.0)
+        return Scores(
+            loss=scores.loss,
+            grad_norm=scores.grad_norm,
+            entropy=scores.entropy,
+            margin=margin,
+        )
     batch_size, classes = logits.shape[:2]
-    # Models that make [B, T, C] and transpose for the criterion get their own memory back here,
-    # without a copy.
-    rows = logits.movedim(1, -1).reshape(-1, classes)  # [B*T, C]
-    by_row = ops.sample_scores(rows, target.reshape(-1), ignore_index=ignore)
+    rows = as_rows(logits)  # [B*T, C]
+    by_row = ops.sample_scores(rows, target.reshape(-1), ignore_index=ignored)
     positions = target.numel() // max(batch_size, 1)
     loss, grad_norm, entropy = (score.view(batch_size, positions) for score in by_row[:3])  # [B, T]
-    counted = (target.reshape(batch_size, positions) != ignore).sum(1).clamp(min=1)  # [B]
+    counted = (target.reshape(batch_size, positions) != ignored).sum(1).clamp(min=1)  # [B]
+    if "margin" in needs:
+        best = ops.topk(rows, min(2, classes)).values  # [B*T, 2]
+        by_position = _margin(best, by_row.lse).view(target.shape)
+        margin = mean_over_positions(by_position, target, ignored, empty=1.0)
     # The gradient of a mean over n positions is 1/n of each position's gradient, side by side.
     return Scores(
         loss=loss.sum(1) / counted,
         grad_norm=torch.linalg.vector_norm(grad_norm, dim=1) / counted,
         entropy=entropy.sum(1) / counted,
+        margin=margin,
     )
 
 
@@ -212,17 +228,17 @@ def _generic_scores(
     target: Tensor,  # [B, ...]
     needs: Collection[str],
 ) -> Scores:
-    ignore_index = _ignore_index(criterion)
-    grad_norm = entropy = None
+    ignored = ignore_index(criterion)
+    grad_norm = entropy = margin = None
     if "grad_norm" in needs:
         leaf = _as_tensor(output, "grad_norm").detach()
         # In sixteen bits the gradients of well-learnt samples would all round to 0.
         leaf = leaf.to(torch.promote_types(leaf.dtype, torch.float32)).requires_grad_()
         with torch.enable_grad():
-            loss = _mean_per_sample(criterion, leaf, target, ignore_index)
+            loss = mean_per_sample("per_sample_scores", criterion, leaf, target, ignored)
             if not loss.requires_grad:
                 raise ValueError(
-                    f"per_sample_scores: criterion {_describe(criterion)} gives a loss that cannot "
+                    f"per_sample_scores: criterion {describe(criterion)} gives a loss that cannot "
                     "be differentiated with respect to the model's output, which the gradient norm "
                     "needs"
                 )
@@ -231,105 +247,56 @@ def _generic_scores(
         grad_norm = torch.linalg.vector_norm(wide, dim=1)
         loss = loss.detach()
     else:
-        loss = _mean_per_sample(criterion, output, target, ignore_index)
+        loss = mean_per_sample("per_sample_scores", criterion, output, target, ignored)
     if "entropy" in needs:
-        entropy = _entropy(criterion, _as_tensor(output, "entropy"), target, ignore_index)
-    return Scores(loss=loss, grad_norm=grad_norm, entropy=entropy)
+        logits = _as_logits(criterion, output, "entropy")  # [B, C, ...]
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        probability = torch.softmax(logits, dim=1, dtype=dtype)
+        by_position = torch.special.entr(probability).sum(1)  # [B, ...]
+        entropy = _mean_of_predictions(by_position, target, ignored, empty=0.0)
+    if "margin" in needs:
+        logits = _as_logits(criterion, output, "margin")  # [B, C, ...]
+        best = torch.topk(logits, min(2, logits.shape[1]), dim=1).values.movedim(1, -1)
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        by_position = _margin(best, torch.logsumexp(logits.to(dtype), dim=1))  # [B, ...]
+        margin = _mean_of_predictions(by_position, target, ignored, empty=1.0)
+    return Scores(loss=loss, grad_norm=grad_norm, entropy=entropy, margin=margin)
 
 
-def _mean_per_sample(
-    criterion: Callable[..., Any],
-    output: Any,  # [B, ...]
-    target: Tensor,  # [B, ...]
-    ignore_index: int | None,
+def _margin(
+    best: Tensor,  # [..., 2], [..., 1] where there is one class
+    lse: Tensor,  # [...]
 ) -> Tensor:
-    batch_size = target.shape[0]
-    unreduced = _unreduced(criterion)
-    loss = unreduced(output, target)  # [B, ...]
-    if not isinstance(loss, Tensor):
-        raise ValueError(
-            f"per_sample_scores: criterion {_describe(criterion)} must return a tensor, "
-            f"got {type(loss).__name__}"
-        )
-    if loss.dim() == 0 or loss.shape[0] != batch_size:
-        raise ValueError(
-            f"per_sample_scores: criterion {_describe(criterion)} gives no per-sample losses: "
-            f"expected shape [{batch_size}, ...], got {list(loss.shape)}; use a criterion with a "
-            "`reduction`, or a callable that returns one loss per sample"
-        )
-    if (
-        unreduced is not criterion
-        and isinstance(output, Tensor)
-        and loss.numel() > max(output.numel(), target.numel())
-    ):
-        raise ValueError(
-            f"per_sample_scores: criterion {_describe(criterion)} broadcast output "
-            f"{list(output.shape)} against target {list(target.shape)}, which mixes the samples; "
-            "give both the same shape"
-        )
-    return _mean_over_positions(loss, target, ignore_index)
+    best = best.to(lse.dtype)
+    # A logsumexp of large logits is rounded coarsely, but no probability may exceed 1.
+    largest = torch.exp((best[..., 0] - lse).clamp(max=0.0))
+    if best.shape[-1] == 1:
+        return largest
+    # p1 - p2 = p1 * (1 - exp(z2 - z1)), in which nothing cancels.
+    return -largest * torch.expm1(best[..., 1] - best[..., 0])
 
 
-def _mean_over_positions(
-    loss: Tensor,  # [B, ...]
+def _mean_of_predictions(
+    by_position: Tensor,  # [B, ...]
     target: Tensor,  # [B, ...]
-    ignore_index: int | None,
+    ignored: int | None,
+    *,
+    empty: float,
 ) -> Tensor:
-    loss = loss.to(torch.promote_types(loss.dtype, torch.float32))
-    if loss.dim() == 1:
-        return loss
-    loss = loss.flatten(1)
-    if ignore_index is None or target.is_floating_point() or target.numel() != loss.numel():
-        return loss.mean(1)
-    kept = target.flatten(1) != ignore_index  # [B, T]
-    return loss.masked_fill(~kept, 0.0).sum(1) / kept.sum(1).clamp(min=1)
+    # Unlike a loss, what is made of the output alone knows nothing of ignored targets yet.
+    if by_position.dim() == 1 and ignored is not None and not target.is_floating_point():
+        return by_position.masked_fill(target == ignored, empty)
+    return mean_over_positions(by_position, target, ignored, empty=empty)
 
 
-def _entropy(
-    criterion: Callable[..., Any],
-    logits: Tensor,  # [B, C, ...]
-    target: Tensor,  # [B, ...]
-    ignore_index: int | None,
-) -> Tensor:
-    base = criterion.func if isinstance(criterion, functools.partial) else criterion
-    if not (isinstance(base, nn.CrossEntropyLoss) or base is F.cross_entropy) or logits.dim() < 2:
+def _as_logits(criterion: Callable[..., Any], output: object, score: str) -> Tensor:
+    logits = _as_tensor(output, score)
+    if not is_cross_entropy(criterion) or logits.dim() < 2:
         raise ValueError(
-            f"per_sample_scores: entropy is defined for cross-entropy over classes, got criterion "
-            f"{_describe(criterion)}"
+            f"per_sample_scores: {score} is defined for cross-entropy over classes, got criterion "
+            f"{describe(criterion)}"
         )
-    dtype = torch.promote_types(logits.dtype, torch.float32)
-    probability = torch.softmax(logits, dim=1, dtype=dtype)
-    entropy: Tensor = torch.special.entr(probability).sum(1)  # [B, ...]
-    if not target.is_floating_point() and ignore_index is not None and entropy.dim() == 1:
-        return entropy.masked_fill(target == ignore_index, 0.0)
-    return _mean_over_positions(entropy, target, ignore_index)
-
-
-def _unreduced(criterion: Callable[..., Any]) -> Callable[..., Any]:
-    if isinstance(getattr(criterion, "reduction", None), str):
-        # A shallow copy shares weights and buffers; the caller's own criterion never changes, not
-        # even for a moment.
-        unreduced = copy.copy(criterion)
-        unreduced.reduction = "none"  # type: ignore[attr-defined]
-        return unreduced
-    if not isinstance(criterion, nn.Module) and "reduction" in _parameters(criterion):
-        return functools.partial(criterion, reduction="none")
-    return criterion
-
-
-def _ignore_index(criterion: object) -> int | None:
-    found: object = getattr(criterion, "ignore_index", None)
-    if found is None and not isinstance(criterion, nn.Module) and callable(criterion):
-        parameter = _parameters(criterion).get("ignore_index")
-        found = None if parameter is None else parameter.default
-    return found if isinstance(found, int) else None
-
-
-def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    try:
-        return dict(inspect.signature(function).parameters)
-    except ValueError:  # a builtin without a signature has no keywords to offer
-        return {}
+    return logits
 
 
 def _as_tensor(output: object, score: str) -> Tensor:
@@ -339,8 +306,3 @@ def _as_tensor(output: object, score: str) -> Tensor:
             f"got {type(output).__name__}"
         )
     return output
-
-
-def _describe(criterion: object) -> str:
-    base = criterion.func if isinstance(criterion, functools.partial) else criterion
-    return str(getattr(base, "__name__", type(base).__name__))

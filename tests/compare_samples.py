@@ -8,7 +8,8 @@ import numpy as np
 
 from fastsel.compare import Comparison, compare
 from fastsel.compare.run import Run
-from fastsel.compare.settings import STRATEGIES, Settings, complete
+from fastsel.compare.settings import Settings, complete
+from fastsel.compare.strategies import DEFAULT_STRATEGIES
 from fastsel.data import Dataset
 from fastsel.data.dataset import split_dataset
 
@@ -28,9 +29,9 @@ def table(task: str = "classification", rows: int = 400) -> Dataset:
 
 def settings(data: Dataset, **changes: object) -> Settings:
     base: dict[str, object] = {
-        "strategies": STRATEGIES, "seeds": 1, "model": "linear", "budget": "24steps", "rate": 0.25,
-        "batch_size": 32, "lr": None, "device": "cpu", "threads": None, "evaluations": 6,
-        "test_rows": 50,
+        "strategies": DEFAULT_STRATEGIES, "seeds": 1, "model": "linear", "budget": "24steps",
+        "rate": 0.25, "batch_size": 32, "optimizer": "adam", "lr": None, "device": "cpu",
+        "threads": None, "evaluations": 6, "test_rows": 50,
     }  # fmt: skip
     return complete(data, **(base | changes))  # type: ignore[arg-type]
 

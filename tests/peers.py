@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -32,3 +34,68 @@ def eager_sample_scores(
 def argpartition_topk(scores: NDArray[Any], k: int) -> NDArray[np.int64]:  # [N] -> [k]
     """The indices of the k largest by NumPy, in no order and with ties broken anyhow."""
     return np.argpartition(scores, len(scores) - k)[len(scores) - k :]
+
+
+class EagerAdaSelection:
+    """The decisions of `fastsel.adaselection_` as one would write them with torch's own operators.
+
+    Statistics of all methods are one tensor ``[M, B]``, so that each operator runs once for all of
+    them; the state is updated in place. What fastsel does besides is left out: samples that are not
+    finite, ties, indices in order.
+    """
+
+    def __init__(self, methods: Sequence[str], beta: float = 0.5, curriculum_power: float = 0.5):
+        self.methods = tuple(methods)
+        self.beta = beta
+        self.curriculum_power = curriculum_power
+
+    def __call__(
+        self,
+        losses: Tensor,  # [B]
+        grad_norms: Tensor,  # [B]
+        reference_losses: Tensor,  # [B]
+        method_weights: Tensor,  # [M]
+        method_losses: Tensor,  # [M]
+        step: Tensor,  # one element
+        k: int,
+    ) -> tuple[Tensor, Tensor]:
+        """The chosen ``[k]``, in no order, and the scores ``[B]``."""
+        statistics = torch.stack(
+            [self._statistic(name, losses, grad_norms, reference_losses) for name in self.methods]
+        )  # [M, B]
+        std = statistics.std(1, correction=0, keepdim=True)
+        flat = std <= 2.0**-22 * statistics.abs().amax(1, keepdim=True)
+        importance = statistics.div(std.masked_fill(flat, torch.inf)).softmax(1)  # [M, B]
+        current = importance @ losses  # [M]
+        change = (current - method_losses).abs() / method_losses.abs().clamp(min=1e-38)
+        exponent = self.beta * change.masked_fill(step == 0, 0.0)
+        method_weights.copy_((method_weights.log() + exponent).softmax(0))
+        method_losses.copy_(current)
+        step.add_(1)
+        scale = losses.abs().mean() * step**self.curriculum_power
+        scores = torch.exp(-losses / scale) * (method_weights @ importance)
+        return scores.topk(k, sorted=False).indices, scores
+
+    def _statistic(
+        self, name: str, losses: Tensor, grad_norms: Tensor, reference_losses: Tensor
+    ) -> Tensor:
+        if name == "uniform":
+            return torch.zeros_like(losses)
+        if name == "big_loss":
+            return losses
+        if name == "small_loss":
+            return -losses
+        if name == "grad_norm":
+            return grad_norms
+        if name == "adaboost":
+            scaled = losses / (1.0001 * losses.abs().amax())
+            return scaled.atanh()
+        if name == "coreset1":
+            places = torch.arange(len(losses), dtype=losses.dtype, device=losses.device)
+            distance = (places - (len(losses) - 1) / 2).abs()
+            return torch.empty_like(losses).scatter_(0, losses.argsort(), distance)
+        if name == "coreset2":
+            return -(losses - losses.mean()).abs()
+        if name == "rho_loss":
+            return losses - reference_losses
+        raise ValueError(f"EagerAdaSelection: no method {name!r}")

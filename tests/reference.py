@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -79,6 +80,129 @@ def topk(
     if not sorted:
         indices = np.sort(indices, axis=-1)
     return np.take_along_axis(scores, indices, axis=-1), indices.astype(np.int64)
+
+
+class AdaSelection:
+    """The decisions of `adaselection_` by their definitions, the state carried from step to step.
+
+    The state is rounded to float32 after each step, as the operator keeps it.
+
+    Attributes:
+        weights: The methods' weights ``[M]``.
+        losses: Their losses in the last step ``[M]``.
+        step: How many steps there were.
+        excluded: How many samples were excluded in all of them.
+    """
+
+    def __init__(
+        self,
+        methods: Sequence[int],  # [M]
+        *,
+        beta: float = 0.5,
+        curriculum_power: float = 0.5,
+        standardize: bool = True,
+        weights: Sequence[float] | None = None,  # [M]
+    ) -> None:
+        """Equal weights, unless given."""
+        self.methods = list(methods)
+        self.beta, self.curriculum_power = beta, curriculum_power
+        self.standardize = standardize
+        equal = [1 / len(self.methods)] * len(self.methods)
+        self.weights = _as_float32(np.array(equal if weights is None else weights))
+        self.losses = np.zeros(len(self.methods))
+        self.step = self.excluded = 0
+
+    def decide(
+        self,
+        losses: Float64,  # [B]
+        k: int,
+        *,
+        grad_norms: Float64 | None = None,  # [B]
+        reference_losses: Float64 | None = None,  # [B]
+        statistics: Float64 | None = None,  # [S, B]
+    ) -> tuple[Int64, Float64]:
+        """Indices ``[k]`` and scores ``[B]`` of one step."""
+        used = [losses]
+        for code in self.methods:
+            if code == 3:
+                assert grad_norms is not None
+                used.append(grad_norms)
+            if code == 7:
+                assert reference_losses is not None
+                used.append(reference_losses)
+            if code >= 8:
+                assert statistics is not None
+                used.append(statistics[code - 8])
+        valid = np.flatnonzero(np.isfinite(np.stack(used)).all(0))
+        scores = np.full(losses.shape, np.nan)
+        self.excluded += losses.size - valid.size
+        if valid.size > 0:
+            scores[valid] = self._score([values[valid] for values in used])
+        last_excluded = np.where(np.isnan(scores), -np.inf, scores)
+        order = np.argsort(-last_excluded, kind="stable")
+        return np.sort(order[:k]).astype(np.int64), scores
+
+    def _score(self, used: list[Float64]) -> Float64:  # [1 + inputs of methods, n] -> [n]
+        losses, inputs = used[0], iter(used[1:])
+        importance = np.stack(
+            [
+                self._importance(_statistic(code, losses, next(inputs) if _reads(code) else losses))
+                for code in self.methods
+            ]
+        )  # [M, n]
+        current = importance @ losses  # [M]
+        factor = np.ones(len(self.methods))
+        if self.step > 0:
+            smallest = float(np.finfo(np.float32).tiny)
+            before = np.maximum(np.abs(self.losses), smallest)
+            exponent = self.beta * np.abs(current - self.losses) / before
+            factor = np.exp(exponent - exponent.max())
+        grown = np.maximum(self.weights * factor, float(np.finfo(np.float32).tiny))
+        self.weights = _as_float32(grown / grown.sum())
+        self.losses = _as_float32(current)
+        self.step += 1
+        exponent = np.zeros(losses.shape)
+        if np.isfinite(self.curriculum_power) and losses.any():
+            mean = np.abs(losses).mean()
+            exponent = -losses / (mean * self.step**self.curriculum_power)
+        return np.asarray(np.exp(np.minimum(exponent, 80.0)) * (self.weights @ importance))
+
+    def _importance(self, statistic: Float64) -> Float64:
+        std = statistic.std() if self.standardize else 1.0
+        if self.standardize and std <= 2.0**-22 * np.abs(statistic).max():
+            std = np.inf  # constant: all samples are alike
+        weight = np.exp((statistic - statistic.max()) / std)
+        return np.asarray(weight / weight.sum())
+
+
+def _reads(code: int) -> bool:
+    """Whether a method of AdaSelection reads something beside the losses."""
+    return code in (3, 7) or code >= 8
+
+
+def _statistic(code: int, losses: Float64, other: Float64) -> Float64:
+    n = losses.size
+    if code == 0:
+        return np.zeros(n)
+    if code == 1:
+        return losses
+    if code == 2:
+        return -losses
+    if code == 4:
+        largest = np.abs(losses).max()
+        x = losses / (1.0001 * largest) if largest > 0 else losses
+        return np.asarray(0.5 * np.log((1 + x) / (1 - x)))
+    if code == 5:
+        rank = np.empty(n)
+        rank[np.argsort(losses, kind="stable")] = np.arange(n)
+        return np.asarray(np.abs(rank - (n - 1) / 2))
+    if code == 6:
+        return np.asarray(-np.abs(losses - losses.mean()))
+    return losses - other if code == 7 else other
+
+
+def _as_float32(values: Float64) -> Float64:
+    return np.asarray(values.astype(np.float32), dtype=np.float64)
 
 
 def _row_scores(row: Float64, y: int) -> tuple[float, float, float, float]:

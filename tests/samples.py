@@ -19,15 +19,16 @@ class Sample:
     Attributes:
         op: The operator's name.
         name: What is special about the input.
-        tensors: Makes the tensor arguments on the CPU from a seeded generator.
+        tensors: Makes the tensor arguments on the CPU from a seeded generator, with whatever else
+            stands between them.
         args: Further positional arguments.
-        kwargs: Keyword arguments.
+        kwargs: Keyword arguments; tensors among them are copied, as an operator may change them.
         cpu_only: The input is of a dtype that GPU kernels do not take.
     """
 
     op: str
     name: str
-    tensors: Callable[[torch.Generator], tuple[Tensor, ...]]
+    tensors: Callable[[torch.Generator], tuple[Any, ...]]
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
     cpu_only: bool = False
@@ -43,7 +44,11 @@ class Sample:
                 tensor.detach().requires_grad_() if tensor.is_floating_point() else tensor
                 for tensor in tensors
             ]
-        return (*tensors, *self.args), dict(self.kwargs)
+        kwargs = {
+            name: _move(value.clone() if isinstance(value, Tensor) else value, torch.device(device))
+            for name, value in self.kwargs.items()
+        }
+        return (*tensors, *self.args), kwargs
 
     def __str__(self) -> str:
         return f"{self.op}-{self.name}"
@@ -68,8 +73,8 @@ def logits_and_target(
     return logits.to(dtype), target
 
 
-def _move(tensor: Tensor, device: torch.device) -> Tensor:
-    if tensor.device == device:
+def _move(tensor: Any, device: torch.device) -> Any:
+    if not isinstance(tensor, Tensor) or tensor.device == device:
         return tensor
     moved = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=device)
     # Expanded dimensions share memory, which copy_ refuses to write to; one slice of each holds all
@@ -129,6 +134,43 @@ def _every_other(generator: torch.Generator) -> tuple[Tensor, ...]:
     return (torch.randn(4, 70, generator=generator).t()[::2],)
 
 
+def _decision(
+    batch_size: int,
+    methods: list[int],
+    k: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+    step: int = 0,
+    beta: float = 0.5,
+    curriculum_power: float = 0.5,
+    stride: int = 1,
+) -> Callable[[torch.Generator], tuple[Any, ...]]:
+    """The positional arguments of `adaselection_`."""
+
+    def make(generator: torch.Generator) -> tuple[Any, ...]:
+        def positive() -> Tensor:
+            return torch.rand(batch_size * stride, generator=generator).to(dtype)[::stride]
+
+        return (
+            positive(),
+            positive() if 3 in methods else None,
+            positive() if 7 in methods else None,
+            methods,
+            torch.full((len(methods),), 1 / len(methods)),
+            torch.rand(len(methods), generator=generator),
+            torch.tensor([step]),
+            k,
+            beta,
+            curriculum_power,
+        )
+
+    return make
+
+
+def _rows(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(5))
+
+
 SAMPLES: list[Sample] = [
     Sample("sample_scores", "plain", _scores(8, 10)),
     Sample("sample_scores", "empty", _scores(0, 10)),
@@ -177,4 +219,33 @@ SAMPLES: list[Sample] = [
     # nothing.
     Sample("topk", "special", _special, (6,), {"largest": False}),
     Sample("topk", "strided", _every_other, (3,)),
+    # No sample is excluded, because its score would be NaN.
+    Sample("adaselection_", "plain", _decision(40, [0, 1, 2, 3], 10)),
+    Sample("adaselection_", "every_method", _decision(70, [7, 6, 5, 4, 3, 2, 1, 0], 20, step=3)),
+    Sample("adaselection_", "one_method", _decision(33, [1], 5)),
+    Sample("adaselection_", "one_sample", _decision(1, [0, 1, 5], 1)),
+    Sample("adaselection_", "empty", _decision(0, [0, 3], 0)),
+    Sample("adaselection_", "nothing", _decision(9, [2], 0)),
+    Sample("adaselection_", "everything", _decision(17, [6, 0], 17, step=1)),
+    Sample("adaselection_", "several_warps", _decision(1000, [1, 5, 4], 300, step=9)),
+    Sample("adaselection_", "no_reward", _decision(20, [1], 5, curriculum_power=float("inf"))),
+    Sample("adaselection_", "as_they_are", _decision(20, [1, 2], 5), (False,)),
+    Sample("adaselection_", "strided", _decision(20, [1, 3], 5, stride=3)),
+    Sample("adaselection_", "float16", _decision(30, [4, 5], 5, dtype=torch.float16)),
+    Sample("adaselection_", "bfloat16", _decision(30, [4, 5], 5, dtype=torch.bfloat16)),
+    Sample(
+        "adaselection_", "float64", _decision(30, [0, 4], 5, dtype=torch.float64), cpu_only=True
+    ),
+    Sample(
+        "adaselection_",
+        "statistics",
+        _decision(30, [9, 0, 8], 5, step=2),
+        kwargs={"statistics": _rows(2, 30), "excluded": torch.tensor([4])},
+    ),
+    Sample(
+        "adaselection_",
+        "strided_statistics",
+        _decision(30, [8, 10], 5),
+        kwargs={"statistics": _rows(30, 3).t(), "excluded": torch.tensor(0)},
+    ),
 ]

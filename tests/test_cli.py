@@ -15,6 +15,7 @@ import pytest
 
 import fastsel
 from fastsel import cli
+from fastsel.compare import DEFAULT_STRATEGIES
 
 
 @pytest.fixture(autouse=True)
@@ -44,12 +45,27 @@ def test_compare_a_csv_end_to_end(capsys: pytest.CaptureFixture[str]) -> None:
     write_table()
     assert cli.main(["compare", "points.csv", *FAST, "--seeds", "2"]) == 0
     out = capsys.readouterr().out
-    assert "[10/10] grad_norm seed 1" in out
-    for word in ("full", "uniform", "big_loss", "small_loss", "grad_norm", "Goal:", "Report:"):
+    assert "[14/14] auto seed 1" in out
+    for word in (*DEFAULT_STRATEGIES, "Goal:", "Report:", "auto chose in"):
         assert word in out
     assert Path("fastsel-compare/points/report.html").is_file()
     assert cli.main(["compare", "points.csv", *FAST, "--seeds", "2"]) == 0
-    assert capsys.readouterr().out.count("(finished earlier)") == 10
+    assert capsys.readouterr().out.count("(finished earlier)") == 14
+
+
+def test_a_single_run_is_said_to_be_one(capsys: pytest.CaptureFixture[str]) -> None:
+    write_table()
+    arguments = ["--strategies", "uniform", "--seeds", "1"]
+    assert cli.main(["compare", "points.csv", *FAST, *arguments]) == 0
+    assert "1 strategy x 1 seed = 1 run of 20 steps with linear." in capsys.readouterr().out
+
+
+def test_help_shows_defaults_that_are_values(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"^0$"):
+        cli.main(["compare", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "share of each batch that is trained on (default: 0.3)" in text
+    assert "default: None" not in text and "default: False" not in text
 
 
 def test_quiet_prints_the_table_and_the_conclusion(capsys: pytest.CaptureFixture[str]) -> None:
@@ -57,7 +73,7 @@ def test_quiet_prints_the_table_and_the_conclusion(capsys: pytest.CaptureFixture
     arguments = ["compare", "points.csv", *FAST, "--seeds", "1", "--quiet", "--out", "o"]
     assert cli.main(arguments) == 0
     out = capsys.readouterr().out
-    assert "[1/5]" not in out and "One seed: no verdict" in out and "small_loss" in out
+    assert "[1/7]" not in out and "One seed: no verdict" in out and "small_loss" in out
 
 
 @pytest.mark.parametrize(
@@ -73,6 +89,10 @@ def test_quiet_prints_the_table_and_the_conclusion(capsys: pytest.CaptureFixture
         (["points.csv", *FAST, "--rate", "2"], "rate must be above 0 and at most 1, got 2.0"),
         (["points.csv", *FAST, "--budget", "soon"], "budget must be like 30s"),
         (["points.csv", *FAST, "--strategies", "best"], "strategies must be one or more of full"),
+        (
+            ["points.csv", *FAST, "--strategies", "adaselection:big_loss+best"],
+            "methods must be of uniform",
+        ),
         (["points.csv", *FAST, "--model", "cnn"], "model cnn needs images"),
         (["points.csv", *FAST, "--goal", "-1"], "goal must be a finite test loss above 0, got -1"),
         (

@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -14,10 +15,12 @@ import torch
 from compare_samples import losses, settings, table
 
 from fastsel.compare import CompareError, parse_budget
+from fastsel.compare.batches import BatchOrder
 from fastsel.compare.budget import Budget, default_budget
 from fastsel.compare.models import make_model, resolve_model
-from fastsel.compare.run import BatchOrder, Run, Training, train_run
-from fastsel.compare.settings import STRATEGIES
+from fastsel.compare.run import Run
+from fastsel.compare.strategies import DEFAULT_STRATEGIES, STRATEGIES, resolve_strategies
+from fastsel.compare.training import Training, train_run
 from fastsel.data import Dataset
 from fastsel.data.dataset import split_dataset
 
@@ -68,6 +71,13 @@ def test_epochs_become_steps_and_the_default_is_bounded() -> None:
     [
         ({"strategies": ("uniform", "best")}, "strategies must be .* got uniform, best"),
         ({"strategies": ()}, "got none"),
+        (
+            {"strategies": ("adaselection:best",)},
+            "strategies must be .* methods must be of uniform",
+        ),
+        ({"strategies": ("uniform:big_loss",)}, "uniform takes nothing after its name"),
+        ({"strategies": ("all", "all", "best")}, "got full, .*auto, best"),
+        ({"optimizer": "rmsprop"}, "optimizer must be adam or sgd, got 'rmsprop'"),
         ({"strategies": ("uniform", "uniform")}, "each once"),
         ({"rate": 0.0}, "rate must be above 0 and at most 1, got 0.0"),
         ({"rate": 1.5}, "rate must be"),
@@ -92,6 +102,33 @@ def test_bad_settings(changes: dict[str, object], message: str) -> None:
         settings(table(), **changes)
 
 
+def test_all_strategies_are_those_that_fit_the_task() -> None:
+    mixture = "adaselection:big_loss+small_loss"
+    assert resolve_strategies(["all"], "classification") == STRATEGIES
+    assert resolve_strategies([mixture, "all", "uniform"], "classification") == (
+        *STRATEGIES, mixture
+    )  # fmt: skip
+    fitting = resolve_strategies(["all"], "regression")
+    assert set(STRATEGIES) - set(fitting) == {"entropy", "margin"}
+    assert set(DEFAULT_STRATEGIES) <= set(STRATEGIES)
+
+
+@pytest.mark.parametrize("name", ["entropy", "margin", "adaselection:big_loss+margin"])
+def test_a_regression_has_no_class_probabilities(name: str) -> None:
+    with pytest.raises(CompareError, match=re.escape(f"strategy {name} looks at class prob")):
+        settings(table("regression"), strategies=("uniform", name))
+
+
+def test_sgd_has_the_papers_learning_rate_and_momentum() -> None:
+    data = table()
+    plan = settings(data, optimizer="sgd", model="mlp")
+    assert plan.lr == 0.01 and settings(data, model="mlp").lr == 0.001
+    optimizer = Training(data, plan, "full", 0).optimizer
+    assert isinstance(optimizer, torch.optim.SGD) and optimizer.defaults["momentum"] == 0.9
+    one, other = (train_run(data, settings(data, optimizer=o), "full", 0) for o in ("sgd", "adam"))
+    assert losses(one) != losses(other)
+
+
 # ---- models ------------------------------------------------------------------------------------
 
 
@@ -110,12 +147,14 @@ def test_models_have_the_published_sizes() -> None:
 
     # ResNet-18 with the CIFAR stem and ten classes: 11.17 M, the count commonly reported.
     assert parameters("resnet18", images(32)) == 11_173_962
+    convolutions = 9 * (3 * 16 + 16 * 32 + 32 * 64)
+    assert parameters("small_cnn", images(32)) == convolutions + 2 * (16 + 32 + 64) + 257 * 10
     widths = [4, 2048, 512, 128, 2]
     dense = sum((a + 1) * b for a, b in itertools.pairwise(widths))
     assert parameters("mlp", table()) == dense + 2 * (2048 + 512 + 128)
 
 
-@pytest.mark.parametrize("name", ["linear", "mlp", "cnn", "resnet18"])
+@pytest.mark.parametrize("name", ["linear", "mlp", "cnn", "small_cnn", "resnet18"])
 def test_models_map_a_batch_to_logits(name: str) -> None:
     data = images(16)
     assert make_model(name, data, 0)(data.train_inputs[:4]).shape == (4, 10)
@@ -157,24 +196,40 @@ def test_batches_visit_every_row_once_an_epoch() -> None:
     assert all(torch.equal(a, resumed.next_batch()) for a in ahead)
 
 
-@pytest.mark.parametrize("task", ["classification", "regression"])
-@pytest.mark.parametrize("strategy", STRATEGIES)
+MIXTURES = ("adaselection:big_loss+small_loss+rho_loss", "adaselection:uniform+entropy")
+# These shun what is hard, or what is not average, and need not learn anything.
+TIMID = ("small_loss", "coreset2")
+RUNS = [
+    *(("classification", name) for name in (*STRATEGIES, *MIXTURES)),
+    *(("regression", name) for name in resolve_strategies(["all"], "regression")),
+]
+
+
+@pytest.mark.parametrize(("task", "strategy"), RUNS)
 def test_a_run_learns_is_counted_and_repeats(task: str, strategy: str) -> None:
     data = table(task)
-    run = train_run(data, settings(data), strategy, 0)
+    run = train_run(data, settings(data, strategies=(strategy,)), strategy, 0)
     assert [p.step for p in run.curve] == [0, 4, 8, 12, 16, 20, 24]
-    assert run.final.samples == 24 * (32 if strategy == "full" else 8)
     assert all(a.seconds < b.seconds for a, b in itertools.pairwise(run.curve))
     assert math.isclose(sum(run.seconds.values()), run.final.seconds, rel_tol=1e-9)
-    assert losses(run) == losses(train_run(data, settings(data), strategy, 0))
-    if strategy != "small_loss":  # which need not learn anything
+    assert run.cpu_seconds > 0 and run.excluded == 0
+    # What the reference models saw counts, too: two of them, three batches each.
+    prepared = 2 * 3 * 32 if "rho_loss" in strategy else 0
+    assert run.curve[0].samples == prepared and (run.seconds["prepare"] > 0) == (prepared > 0)
+    if strategy == "auto":  # whose decisions go by the clock
+        assert run.switch is not None and 24 * 8 <= run.final.samples <= 24 * 32
+    else:
+        assert run.switch is None
+        assert run.final.samples == prepared + 24 * (32 if strategy == "full" else 8)
+        assert losses(run) == losses(train_run(data, settings(data), strategy, 0))
+    if strategy not in TIMID:
         assert run.final.test_loss < run.curve[0].test_loss
     assert (run.final.accuracy is None) == (run.final.r2 is not None)
 
 
 def test_strategies_share_weights_and_batches() -> None:
     data = table()
-    runs = [train_run(data, settings(data), name, 3) for name in STRATEGIES]
+    runs = [train_run(data, settings(data), name, 3) for name in DEFAULT_STRATEGIES]
     assert len({run.curve[0].test_loss for run in runs}) == 1
     trainings = [Training(data, settings(data), name, 3) for name in STRATEGIES]
     orders = [[t.batches.next_batch().tolist() for _ in range(20)] for t in trainings]
@@ -195,21 +250,26 @@ def test_regression_is_reported_in_its_own_units() -> None:
     assert data.target_std > 10  # so that the units show
 
 
-def test_a_resumed_run_is_the_same_run() -> None:
+@pytest.mark.parametrize(
+    "strategy",
+    ["uniform", "grad_norm", "full", "rho_loss", "importance", "adaselection", *MIXTURES],
+)
+def test_a_resumed_run_is_the_same_run(strategy: str) -> None:
     data = table()
-    for strategy in ("uniform", "grad_norm", "full"):
-        saved = io.BytesIO()
+    saved = io.BytesIO()
 
-        def save(training: Training, saved: io.BytesIO = saved) -> None:
-            if training.steps == 10:
-                torch.save(training.state_dict(), saved)
+    def save(training: Training) -> None:
+        if training.steps == 10:
+            torch.save(training.state_dict(), saved)
 
-        whole = train_run(data, settings(data), strategy, 0, on_step=save)
-        saved.seek(0)
-        state = torch.load(saved, weights_only=True)
-        resumed = train_run(data, settings(data), strategy, 0, state=state)
-        assert losses(resumed) == losses(whole)
-        assert resumed.curve[:3] == whole.curve[:3]  # the clock goes on, too
+    whole = train_run(data, settings(data), strategy, 0, on_step=save)
+    saved.seek(0)
+    state = torch.load(saved, weights_only=True)
+    resumed = train_run(data, settings(data), strategy, 0, state=state)
+    assert losses(resumed) == losses(whole)
+    assert resumed.method_weights == whole.method_weights
+    assert resumed.curve[:3] == whole.curve[:3]  # the clock goes on, too
+    assert resumed.seconds["prepare"] == whole.seconds["prepare"]
 
 
 def test_a_run_that_diverges_says_so_and_stops() -> None:
@@ -230,3 +290,9 @@ def test_other_budgets() -> None:
     assert run.final.samples == 80 and run.final.step == 10
     run = train_run(data, settings(data, budget="0.02s"), "uniform", 0)
     assert run.final.seconds >= 0.02 and len(run.curve) >= 2
+
+
+def test_a_budget_that_reference_models_use_up_still_gives_a_run() -> None:
+    data = table()
+    run = train_run(data, settings(data, budget="64samples"), "rho_loss", 0)
+    assert run.curve[0].samples == 64 and run.final.step == 0 and run.status == "finished"

@@ -16,9 +16,10 @@ from compare_samples import losses, small, table
 
 from fastsel.compare import CompareError, write_report
 from fastsel.compare.events import Event, RunFinished, RunProgress, RunReused, RunStarted
-from fastsel.compare.run import Training
-from fastsel.compare.settings import STRATEGIES
 from fastsel.compare.store import MARKER, write_json
+from fastsel.compare.training import Training
+
+MORE = ("full", "uniform", "big_loss", "auto", "adaselection:big_loss+small_loss")
 
 
 def events_of(run: Callable[[Callable[[Event], None]], object]) -> list[Event]:
@@ -53,11 +54,12 @@ def test_a_rerun_takes_over_finished_runs(tmp_path: Path) -> None:
     assert sum(isinstance(event, RunReused) for event in events) == 6
     assert not any(isinstance(event, RunStarted) for event in events)
     # More seeds and strategies: only what is new is trained.
-    more = events_of(
-        lambda listen: small(tmp_path, seeds=3, strategies=STRATEGIES, on_event=listen)
-    )
+    more = events_of(lambda listen: small(tmp_path, seeds=3, strategies=MORE, on_event=listen))
     assert sum(isinstance(event, RunReused) for event in more) == 6
     assert sum(isinstance(event, RunFinished) for event in more) == 9
+    names = {path.name.rpartition("-")[0] for path in (tmp_path / "runs").iterdir()}
+    assert "adaselection.big_loss+small_loss-2" in names  # not every disk takes a colon
+    assert small(tmp_path, seeds=3, strategies=MORE).interrupted is False
     assert small(tmp_path).runs == first.runs
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 
 import pytest
 
+from fastsel.compare.conclusion import conclude, times
 from fastsel.compare.intervals import Spread, spread, t_interval
-from fastsel.compare.run import Point, Run
-from fastsel.compare.summary import Row, conclude, disturbed, goals_by_seed, pair, reach, summarise
+from fastsel.compare.run import Point, Run, SwitchRecord
+from fastsel.compare.summary import Row, disturbed, goals_by_seed, pair, reach, summarise
 from fastsel.compare.table import short, with_spread
 
 
@@ -22,8 +24,11 @@ def run(
         for seconds, loss in curve
     )
     total = curve[-1][0]
-    seconds = {"load": 0.0, "score": total * 0.25, "choose": 0.0, "train": total * 0.75}
-    return Run(strategy, seed, status, points, seconds, 1.0)
+    seconds = {
+        "load": 0.0, "prepare": 0.0, "score": total * 0.25, "choose": 0.0, "train": total * 0.75
+    }  # fmt: skip
+    switch = SwitchRecord(0.5, (), (), (), ()) if strategy == "auto" else None
+    return Run(strategy, seed, status, points, seconds, 1.0, switch=switch)
 
 
 def reaching(strategy: str, times: list[float | None], end: float = 0.4) -> list[Run]:
@@ -176,6 +181,54 @@ def test_the_conclusion_names_a_strategy_that_also_beats_plain_training() -> Non
     assert conclude(runs, rows, 0.5).startswith("grad_norm pays here: it takes 0.30 times")
 
 
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [
+        # It pays, and is named for it; its time against plain training is not said twice.
+        (
+            {"full": 60.0, "big_loss": 60.0, "auto": 20.0},
+            r"auto pays here: .* and 0\.33 times .* plain training on whole batches\. "
+            r"auto chose in 50 % of its steps\.",
+        ),
+        # It beats uniform because plain training does: that names nobody.
+        (
+            {"full": 20.0, "big_loss": 60.0, "auto": 21.0},
+            r"No choosing strategy pays here: none that always chooses is clearly faster to the "
+            r"goal than uniform\. Plain training on whole batches is: .*\. "
+            r"auto chose in 50 % of its steps and took 1\.05 times \(1\.05 to 1\.05\) plain "
+            r"training's time\.",
+        ),
+        # Another one beats uniform, too, less clearly than auto: it is the one that is named.
+        (
+            {"full": 20.0, "big_loss": 30.0, "auto": 21.0},
+            r"big_loss beats uniform here: .* choosing does not pay\. auto chose in 50 % of its "
+            r"steps and took 1\.05 times .*",
+        ),
+        # Nothing to hold it against.
+        (
+            {"big_loss": 60.0, "auto": 20.0},
+            r"auto beats uniform here: .* stays open: .*\. auto chose in 50 % of its steps\.",
+        ),
+        (
+            {"full": 20.0, "auto": 21.0},
+            r"auto beats uniform here: .* faster still: choosing does not pay\. auto chose .*",
+        ),
+    ],
+)  # fmt: skip
+def test_what_the_switch_came_to(times: dict[str, float], expected: str) -> None:
+    runs = BASE + [r for name, time in times.items() for r in reaching(name, [time] * 3)]
+    rows = summarise(runs, ["uniform", *times], 0.5)
+    found = next(r for r in rows if r.strategy == "auto")
+    assert found.chose == Spread(0.5, 0.0)
+    assert re.fullmatch(expected, conclude(runs, rows, 0.5))
+
+
+def test_a_time_that_is_only_bounded_is_not_told_for_the_switch() -> None:
+    runs = BASE + reaching("full", [20.0] * 3) + reaching("auto", [20.0, 20.0, None])
+    rows = summarise(runs, ["full", "uniform", "auto"], 0.5)
+    assert conclude(runs, rows, 0.5).endswith("auto chose in 50 % of its steps.")
+
+
 def test_conclusion_without_a_baseline() -> None:
     runs = reaching("big_loss", [30.0, 31.0])
     rows = summarise(runs, ["big_loss"], None)
@@ -224,13 +277,28 @@ def test_numbers_show_what_is_known(value: Spread | None, text: str) -> None:
 
 def test_a_disturbed_clock_is_noticed() -> None:
     def timed(mean: float, median: float, seed: int = 0) -> Run:
-        seconds = {"load": 0.0, "score": 0.0, "choose": 0.0, "train": mean * 10}
+        seconds = {"load": 0.0, "prepare": 0.0, "train": mean * 10}
         return Run("full", seed, "finished", (Point(10, 10, mean * 10, 1.0),), seconds, median)
 
     assert not disturbed([timed(1.1, 1.0), timed(1.2, 1.1, 1)])
     assert disturbed([timed(1.6, 1.0)])
     assert disturbed([timed(1.0, 1.0), timed(1.6, 1.6, 1)])
     assert not disturbed([])
+    # The switch takes steps of two kinds, and a run may end before its first step.
+    mixed = dataclasses.replace(timed(1.6, 1.0), switch=SwitchRecord(0.5, (), (), (), ()))
+    assert not disturbed([mixed, timed(0.0, 0.0)])
+
+
+def test_what_is_prepared_costs_but_is_no_step() -> None:
+    seconds = {"load": 0.0, "prepare": 30.0, "score": 20.0, "choose": 0.0, "train": 50.0}
+    one = Run("rho_loss", 0, "finished", (Point(10, 10, 100.0, 1.0),), seconds, 7.0)
+    assert one.step_seconds == 7.0 and one.choosing_share == 0.5 and one.preparing_share == 0.3
+    found = row([one], "rho_loss")
+    assert found.preparing == Spread(0.3, None) and not disturbed([one])
+
+
+def test_ratios_beyond_use_are_not_spelled_out() -> None:
+    assert [times(r) for r in (0.876, 99.99, 2e7)] == ["0.88", "99.99", ">100"]
 
 
 def test_counts_are_short() -> None:

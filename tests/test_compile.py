@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -96,6 +97,93 @@ def test_operators_of_every_backend(backend: Backend) -> None:
         torch.testing.assert_close(grad, expected_grad, rtol=2e-6, atol=0)
 
 
+def state(methods: int, backend: Backend) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What `adaselection_` changes: weights, losses, step, excluded."""
+    device = backend.device
+    return (
+        torch.full((methods,), 1 / methods, device=device),
+        torch.zeros(methods, device=device),
+        torch.zeros(1, dtype=torch.int64, device=device),
+        torch.zeros(1, dtype=torch.int64, device=device),
+    )
+
+
+def some_losses(size: int, backend: Backend) -> Tensor:
+    """Losses of which one is NaN."""
+    losses = torch.rand(size, generator=torch.Generator().manual_seed(size))
+    losses[size // 2] = float("nan")
+    return losses.to(backend.device)
+
+
+@pytest.mark.parametrize("dynamic", [True, None], ids=["dynamic", "automatic"])
+@pytest.mark.parametrize("counted", [True, False], ids=["counted", "uncounted"])
+def test_adaselection(cpu: Backend, dynamic: bool | None, counted: bool) -> None:
+    def train(raw: Tensor, weights: Tensor, losses: Tensor, step: Tensor, excluded: Tensor) -> Any:
+        loss = raw * raw
+        choice = ops.adaselection_(
+            loss,
+            loss.sqrt(),
+            None,
+            [0, 1, 3, 5, 8],
+            weights,
+            losses,
+            step,
+            raw.shape[0] // 4,
+            0.5,
+            0.5,
+            statistics=raw[None],
+            excluded=excluded if counted else None,
+        )
+        # What was changed in place has to be seen afterwards.
+        return loss[choice.indices].mean(), choice.scores * 2, choice.indices, weights + step
+
+    counter = CompileCounterWithBackend("inductor")
+    compiled = torch.compile(train, fullgraph=True, dynamic=dynamic, backend=counter)
+    mine, theirs = state(5, cpu), state(5, cpu)
+    for size in (16, 24, 40, 40):
+        raw = some_losses(size, cpu).requires_grad_()
+        loss, scores, indices, seen = compiled(raw, *mine)
+        expected_loss, expected_scores, expected_indices, expected_seen = train(raw, *theirs)
+        assert torch.equal(indices, expected_indices)
+        # Squares and roots may be fused, and be another in the last bit.
+        torch.testing.assert_close(scores, expected_scores, rtol=1e-5, atol=0, equal_nan=True)
+        torch.testing.assert_close(seen, expected_seen, rtol=1e-5, atol=0)
+        assert not scores.requires_grad
+        (grad,) = torch.autograd.grad(loss, raw)
+        (expected_grad,) = torch.autograd.grad(expected_loss, raw)
+        torch.testing.assert_close(grad, expected_grad, rtol=2e-6, atol=0, equal_nan=True)
+    assert mine[2].tolist() == theirs[2].tolist() == [4]
+    assert mine[3].tolist() == theirs[3].tolist() == [4 if counted else 0]
+    assert counter.frame_count == (1 if dynamic else 2)
+
+
+def test_adaselection_of_every_backend(backend: Backend) -> None:
+    def decide(raw: Tensor, weights: Tensor, losses: Tensor, step: Tensor, excluded: Tensor) -> Any:
+        return backend.ops.adaselection_(
+            raw,
+            None,
+            None,
+            [1, 2, 6],
+            weights,
+            losses,
+            step,
+            raw.shape[0] // 3,
+            0.5,
+            0.5,
+            False,
+            excluded=excluded,
+        )
+
+    compiled = torch.compile(decide, fullgraph=True, dynamic=True)
+    mine, theirs = state(3, backend), state(3, backend)
+    for size in (8, 19, 33):
+        raw = some_losses(size, backend)
+        for result, expected in zip(compiled(raw, *mine), decide(raw, *theirs), strict=True):
+            assert_same_bits(result, expected)
+    for result, expected in zip(mine, theirs, strict=True):
+        assert_same_bits(result, expected)
+
+
 def test_differentiable_values(cpu: Backend) -> None:
     compiled = torch.compile(
         lambda scores: ops.topk(scores, 3).values.square().sum(), fullgraph=True
@@ -134,3 +222,12 @@ def test_wrong_shapes_are_named_while_tracing(backend: Backend) -> None:
             backend.ops.topk(logits, 4)
         with pytest.raises(RuntimeError, match="topk: k must not be negative"):
             backend.ops.topk(logits, -1)
+        losses, *rest = logits[:, 0], *state(2, backend)[:3]
+        with pytest.raises(RuntimeError, match="adaselection_: losses must be"):
+            backend.ops.adaselection_(logits, None, None, [0, 1], *rest, 2, 0.5, 0.5)
+        with pytest.raises(RuntimeError, match="adaselection_: grad_norms must be"):
+            backend.ops.adaselection_(losses, None, None, [0, 3], *rest, 2, 0.5, 0.5)
+        with pytest.raises(RuntimeError, match="adaselection_: reference_losses must be"):
+            backend.ops.adaselection_(losses, None, losses[1:], [7], *rest, 2, 0.5, 0.5)
+        with pytest.raises(RuntimeError, match="adaselection_: k must not exceed"):
+            backend.ops.adaselection_(losses, None, None, [0, 1], *rest, 5, 0.5, 0.5)

@@ -16,9 +16,15 @@ SETS = ["baseline", "avx2", "avx512"]  # each runs wherever a later one does
 BEST = str(_library.build_info()["cpu_kernels"])
 
 # Inputs that decide about vector code; what is left out does not look at it.
-WORDS = "shapes sizes margins masked huge number layouts special equal orders"
+WORDS = "shapes sizes margins masked huge number layouts special equal orders hard strides"
 CHOSEN = f"cpu and ({' or '.join(WORDS.split())})"
-TESTS = ["test_scores.py", "test_scores_backward.py", "test_topk.py"]
+TESTS = [
+    "test_scores.py",
+    "test_scores_backward.py",
+    "test_topk.py",
+    "test_adaselection.py",
+    "test_adaselection_hard.py",
+]
 
 
 def python(instruction_set: str, *arguments: str) -> subprocess.CompletedProcess[str]:

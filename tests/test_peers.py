@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import peers
+import pytest
 import reference
 import torch
+from decisions import batch
 
 
 def test_eager_sample_scores() -> None:
@@ -22,3 +24,27 @@ def test_argpartition_topk() -> None:
     scores = np.random.default_rng(0).permutation(1000).astype(np.float32)
     _, indices = reference.topk(scores, 100)
     assert set(peers.argpartition_topk(scores, 100)) == set(indices)
+
+
+LOSS_METHODS = ["uniform", "big_loss", "small_loss"]
+NAMES = [*LOSS_METHODS, "grad_norm", "adaboost", "coreset1", "coreset2", "rho_loss"]
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_eager_adaselection(compiled: bool) -> None:
+    peer = peers.EagerAdaSelection(NAMES)
+    decide = torch.compile(peer, fullgraph=True) if compiled else peer
+    truth = reference.AdaSelection(range(8))
+    weights, step = torch.full((8,), 1 / 8), torch.zeros(1, dtype=torch.int64)
+    state = {"method_weights": weights, "method_losses": torch.zeros(8), "step": step}
+    for seed in range(4):
+        inputs = batch(100, seed)
+        del inputs["statistics"]
+        indices, scores = decide(**inputs, **state, k=9)
+        wide = {name: value.double().numpy() for name, value in inputs.items()}
+        expected_indices, expected = truth.decide(k=9, **wide)
+        # float32 throughout: sums of a hundred, divided by each other.
+        np.testing.assert_allclose(scores.numpy(), expected, rtol=1e-4)
+        np.testing.assert_allclose(weights.numpy(), truth.weights, rtol=1e-4)
+        assert sorted(indices.tolist()) == expected_indices.tolist()
+    assert int(step) == 4

@@ -280,9 +280,25 @@ def my_scalar_loss(output: Tensor, target: Tensor) -> Tensor:
             nn.MSELoss(),
             seeded(4),
             seeded(4),
+            ("size",),
+            ValueError,
+            "needs must be of loss, grad_norm, entropy, margin, reference_loss, got ['size']",
+        ),
+        (
+            nn.MSELoss(),
+            seeded(4),
+            seeded(4),
             ("margin",),
             ValueError,
-            "needs must be of loss, grad_norm, entropy, got ['margin']",
+            "margin is defined for cross-entropy over classes, got criterion MSELoss",
+        ),
+        (
+            lambda o, t: o["a"],
+            {"a": seeded(4)},
+            seeded(4),
+            ("margin",),
+            TypeError,
+            "margin needs the model's output to be a tensor, got dict",
         ),
         (
             lambda o, t: 1.0,
@@ -335,7 +351,7 @@ def test_scores_check_themselves() -> None:
     assert Scores(batch_size=0).size == 0
     assert Scores(entropy=torch.ones(3)).size == 3
     assert Scores(batch_size=3).device is None
-    with pytest.raises(ValueError, match="needs one of loss, grad_norm, entropy, or a batch_size"):
+    with pytest.raises(ValueError, match=r"needs one of loss, .*, reference_loss, or a batch_size"):
         Scores()
     with pytest.raises(ValueError, match=r"loss must be \[B\], got shape \[2, 2\]"):
         Scores(loss=torch.ones(2, 2))
@@ -343,6 +359,15 @@ def test_scores_check_themselves() -> None:
         ValueError, match="grad_norm must have 2 entries as the rest of the batch, got 3"
     ):
         Scores(loss=torch.ones(2), grad_norm=torch.ones(3))
+    with pytest.raises(ValueError, match="margin must have 2 entries as the rest of the batch"):
+        Scores(loss=torch.ones(2), margin=torch.ones(3))
+    with pytest.raises(ValueError, match="reference_loss must have 2 entries as the rest"):
+        Scores(loss=torch.ones(2), reference_loss=torch.ones(3))
+    for scores in (Scores(margin=torch.ones(3)), Scores(reference_loss=torch.ones(3))):
+        assert scores.size == 3
+        assert scores.device == torch.device("cpu")
+        assert not scores.empty
+    assert Scores(batch_size=3).empty
     with pytest.raises(TypeError, match=r"loss must be of a floating-point dtype, got torch.int64"):
         Scores(loss=torch.ones(2, dtype=torch.int64))
     with pytest.raises(TypeError, match="loss must be a tensor, got list"):

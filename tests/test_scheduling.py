@@ -32,12 +32,13 @@ def same_in_every_order(run: Callable[[], tuple[Tensor, ...]]) -> None:
 
 @pytest.mark.parametrize("sample", SMALL, ids=str)
 def test_samples(simt: Backend, sample: Sample) -> None:
-    args, kwargs = sample.make()
     operator = getattr(simt.ops, sample.op)
 
     def run() -> tuple[Tensor, ...]:
+        args, kwargs = sample.make()  # anew, as the operator may change them
         results = operator(*args, **kwargs)
-        return (results,) if isinstance(results, Tensor) else tuple(results)
+        changed = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        return (*((results,) if isinstance(results, Tensor) else results), *changed)
 
     same_in_every_order(run)
 

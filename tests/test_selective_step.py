@@ -47,6 +47,7 @@ def make_step(
     model: nn.Module, criterion: Any = None, selector: Any = "big_loss", rate: Any = 0.25, **kw: Any
 ) -> SelectiveStep:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    kw.setdefault("switch", "select")
     return SelectiveStep(model, criterion or nn.CrossEntropyLoss(), optimizer, selector, rate, **kw)
 
 
@@ -337,7 +338,7 @@ def test_state_resumes() -> None:
     resumed = make_step(classifier(), selector=Uniform(0.5, generator=torch.Generator()), rate=None)
     resumed.load_state_dict(state)
     assert run(resumed, range(3, 6)) == run(step, range(3, 6))
-    with pytest.raises(ValueError, match="state must have the entry 'selector'"):
+    with pytest.raises(ValueError, match="state must have accumulated, memory"):
         step.load_state_dict({})
 
 

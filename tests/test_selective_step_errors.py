@@ -98,7 +98,7 @@ def test_out_of_range_targets_change_nothing() -> None:
         (
             {"selector": "best"},
             ValueError,
-            "name must be one of uniform, big_loss, small_loss, grad_norm, got 'best'",
+            "make_selector: name must be one of uniform, big_loss, small_loss, grad_norm, ",
         ),
         (
             {"selector": len},

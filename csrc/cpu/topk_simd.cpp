@@ -102,6 +102,60 @@ void split_keys(const uint32_t* keys, int64_t count, uint32_t pivot, KeySplit<ui
   split.below_count = below;
 }
 
+namespace {
+
+typedef uint32_t VecUUnaligned __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
+
+VecI load_signed(const uint32_t* keys) {
+  return (VecI)(*reinterpret_cast<const VecUUnaligned*>(keys) ^ 0x80000000u);
+}
+
+int32_t signed_key(uint32_t key) { return static_cast<int32_t>(key ^ 0x80000000u); }
+
+int64_t count_at_least(const uint32_t* keys, int64_t count, int32_t limit) {
+  VecI tally[4] = {};  // each lane minus its count
+  int64_t i = 0, total = 0;
+  for (; i + 4 * kLanes <= count; i += 4 * kLanes) {
+    for (int v = 0; v < 4; ++v) tally[v] += load_signed(keys + i + v * kLanes) >= limit;
+  }
+  for (; i + kLanes <= count; i += kLanes) tally[0] += load_signed(keys + i) >= limit;
+  for (; i < count; ++i) total += signed_key(keys[i]) >= limit;
+  const VecI all = (tally[0] + tally[1]) + (tally[2] + tally[3]);
+  for (int lane = 0; lane < kLanes; ++lane) total -= all[lane];
+  return total;
+}
+
+}  // namespace
+
+// Halves the range of keys in which the cut lies; done as soon as exactly k keys lie above it, which
+// without ties takes about as many counts as the distance of two keys has leading zeros.
+void cut_by_counting(const uint32_t* keys, int64_t count, int64_t k, uint32_t* key,
+                     int64_t* equal) {
+  int64_t low = INT32_MAX, high = INT32_MIN, above = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t one = signed_key(keys[i]);
+    low = one < low ? one : low;
+    high = one > high ? one : high;
+  }
+  *equal = 0;
+  while (low < high) {  // at least k keys reach `low`; fewer, `above`, lie above `high`
+    const int64_t middle = low + (high - low + 1) / 2;
+    const int64_t reach = count_at_least(keys, count, static_cast<int32_t>(middle));
+    if (reach == k) {
+      *key = static_cast<uint32_t>(middle - 1) ^ 0x80000000u;
+      return;
+    }
+    if (reach > k) {
+      low = middle;
+    } else {
+      high = middle - 1;
+      above = reach;
+    }
+  }
+  *key = static_cast<uint32_t>(low) ^ 0x80000000u;
+  *equal = k - above;
+}
+
 #define FASTSEL_INSTANTIATE(T) \
   template void filter_block<T>(const T*, int64_t, bool, uint32_t, uint32_t*, uint32_t*, int64_t*);
 

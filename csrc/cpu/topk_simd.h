@@ -28,11 +28,14 @@ struct KeySplit {
   void filter_block(const T* values, int64_t count, bool largest, uint32_t threshold,              \
                     uint32_t* keys, uint32_t* offsets, int64_t* kept);                             \
   void split_keys(const uint32_t* keys, int64_t count, uint32_t pivot, KeySplit<uint32_t>& split); \
+  void cut_by_counting(const uint32_t* keys, int64_t count, int64_t k, uint32_t* key,              \
+                       int64_t* equal);                                                            \
   }
 
 // filter_block writes the keys (core/topk_key.h, of the value as float32) that are at least
 // `threshold`, and their positions in `values`, in ascending order of position; `kept` receives how
-// many.
+// many. cut_by_counting finds the k best of few keys, k at least 1: those above `key`, and the first
+// `equal` of those equal to it.
 FASTSEL_DECLARE_TOPK(baseline)
 FASTSEL_DECLARE_TOPK(avx2)
 FASTSEL_DECLARE_TOPK(avx512)

@@ -32,6 +32,7 @@ typedef float VecF __attribute__((vector_size(kVectorBytes)));
 typedef int32_t VecI __attribute__((vector_size(kVectorBytes)));
 typedef uint32_t VecU __attribute__((vector_size(kVectorBytes)));
 typedef uint16_t VecU16 __attribute__((vector_size(kVectorBytes / 2)));
+typedef double VecD __attribute__((vector_size(kVectorBytes)));
 // The same, at any address: for rows that start anywhere.
 typedef float VecFUnaligned __attribute__((vector_size(kVectorBytes), aligned(4)));
 typedef uint16_t VecU16Unaligned __attribute__((vector_size(kVectorBytes / 2), aligned(2)));
@@ -40,6 +41,11 @@ FASTSEL_HD VecF splat(float v) { return v - VecF{}; }
 
 FASTSEL_HD VecF load(const float* p) { return *reinterpret_cast<const VecFUnaligned*>(p); }
 FASTSEL_HD void store(float* p, VecF v) { *reinterpret_cast<VecFUnaligned*>(p) = v; }
+
+// The low half of each lane.
+FASTSEL_HD void store(uint16_t* p, VecU v) {
+  *reinterpret_cast<VecU16Unaligned*>(p) = __builtin_convertvector(v, VecU16);
+}
 
 FASTSEL_HD VecF load(const BFloat16* p) {
   const VecU16 bits = *reinterpret_cast<const VecU16Unaligned*>(p);
@@ -80,6 +86,67 @@ FASTSEL_HD void store(Half* p, VecF v) {
   for (int i = 0; i < kLanes; ++i) p[i] = from_float<Half>(v[i]);
 }
 #endif
+
+// The first and the second half of a vector in double.
+#if defined(__AVX512F__)
+FASTSEL_HD VecD first_half(VecF v) {
+  return (VecD)_mm512_cvtps_pd(_mm512_castps512_ps256((__m512)v));
+}
+FASTSEL_HD VecD second_half(VecF v) {
+  return (VecD)_mm512_cvtps_pd(_mm512_extractf32x8_ps((__m512)v, 1));
+}
+#elif defined(__AVX2__)
+FASTSEL_HD VecD first_half(VecF v) {
+  return (VecD)_mm256_cvtps_pd(_mm256_castps256_ps128((__m256)v));
+}
+FASTSEL_HD VecD second_half(VecF v) {
+  return (VecD)_mm256_cvtps_pd(_mm256_extractf128_ps((__m256)v, 1));
+}
+#else
+FASTSEL_HD VecD first_half(VecF v) {
+  VecD half;
+  for (int i = 0; i < kLanes / 2; ++i) half[i] = v[i];
+  return half;
+}
+FASTSEL_HD VecD second_half(VecF v) {
+  VecD half;
+  for (int i = 0; i < kLanes / 2; ++i) half[i] = v[kLanes / 2 + i];
+  return half;
+}
+#endif
+
+FASTSEL_HD double reduce_sum(VecD v) {
+  double sum = v[0];
+  for (int i = 1; i < kLanes / 2; ++i) sum += v[i];
+  return sum;
+}
+
+// All ones in the lanes below `count`, zero in the others.
+FASTSEL_HD VecI lanes_below(int64_t count) {
+  VecI lanes;
+  for (int i = 0; i < kLanes; ++i) lanes[i] = i;
+  return lanes < static_cast<int32_t>(count);
+}
+
+// `count` values (at most a vector), other lanes 0.
+FASTSEL_HD VecF load_some(const float* p, int64_t count) {
+#if defined(__AVX512F__)
+  return (VecF)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), p);
+#else
+  VecF v{};
+  for (int64_t i = 0; i < kLanes && i < count; ++i) v[i] = p[i];
+  return v;
+#endif
+}
+
+// The first `count` lanes, at most a vector.
+FASTSEL_HD void store_some(float* p, VecF v, int64_t count) {
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1), (__m512)v);
+#else
+  for (int64_t i = 0; i < kLanes && i < count; ++i) p[i] = v[i];
+#endif
+}
 
 // `count` values (at most a vector), other lanes -inf.
 template <class T>
@@ -154,6 +221,27 @@ FASTSEL_HD VecF exp_in_range(VecF x) {
   const VecI exponent =
       ((VecI)shifted << 23) + 0x3f800000;  // 2^n: the shift drops kRound's own bits
   return p * (VecF)exponent;
+}
+
+// log(x) for normal, positive x, to 1.5 ulp: the polynomial is that of Cephes' logf, for mantissas in
+// [sqrt(1/2), sqrt(2)).
+FASTSEL_HD VecF log_of_normal(VecF x) {
+  const VecI bits = (VecI)x, exponent = (bits - 0x3f3504f3) >> 23;
+  const VecF f = (VecF)(bits - (exponent << 23)) - 1.0f,
+             e = __builtin_convertvector(exponent, VecF);
+  VecF p = splat(7.0376836292e-2f);
+  p = p * f - 1.1514610310e-1f;
+  p = p * f + 1.1676998740e-1f;
+  p = p * f - 1.2420140846e-1f;
+  p = p * f + 1.4249322787e-1f;
+  p = p * f - 1.6668057665e-1f;
+  p = p * f + 2.0000714765e-1f;
+  p = p * f - 2.4999993993e-1f;
+  p = p * f + 3.3333331174e-1f;
+  const VecF square = f * f;
+  VecF tail = p * f * square + e * -2.12194440e-4f;  // log 2 is 0.693359375 less this
+  tail = tail - square * 0.5f;
+  return e * 0.693359375f + (f + tail);
 }
 
 }  // namespace fastsel::cpu::FASTSEL_ISA

@@ -30,17 +30,6 @@ Rows as_rows(const Tensor& scores) {
   return {as_contiguous(scores), count, columns, columns};
 }
 
-// aten::sort(self, *, stable, dim, descending), of which only the permutation is wanted.
-Tensor stable_argsort(const Tensor& keys) {
-  std::array<StableIValue, 4> stack{
-      torch::stable::detail::from(keys), torch::stable::detail::from(std::optional<bool>(true)),
-      torch::stable::detail::from(int64_t{-1}), torch::stable::detail::from(false)};
-  TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION));
-  torch::stable::detail::to<Tensor>(stack[0]);
-  return torch::stable::detail::to<Tensor>(stack[1]);
-}
-
 Tensor gather_last(const Tensor& source, const Tensor& index) {
   std::array<StableIValue, 4> stack{
       torch::stable::detail::from(source), torch::stable::detail::from(int64_t{-1}),

@@ -92,13 +92,7 @@ __device__ __forceinline__ void topk_rows_of_block(const TopkArguments<T>& a) {
     const Keys keys(TopkRow<T>(a.scores + row * a.row_stride, a.largest),
                     warp_segment(0, a.columns, per_warp), shared);
     TopkThreshold threshold(kTopkKeyBits<T>, a.k);
-    while (!threshold.decided) {
-      clear_histogram(s);
-      __syncthreads();
-      count_digits<kDigitBits>(keys, threshold, s.histogram);
-      __syncthreads();
-      narrow<kDigitBits>(threshold, find_bucket(s.histogram, threshold.need, s));
-    }
+    decide(keys, threshold, s);
     count_chosen(keys, threshold, s);
     for (unsigned i = a.k + threadIdx.x; i < a.sort_size; i += blockDim.x) entries[i] = 0;
     __syncthreads();

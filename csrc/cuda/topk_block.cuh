@@ -17,6 +17,14 @@ struct TopkThreshold {
 
   __device__ TopkThreshold(int key_bits, unsigned k) : undecided(key_bits), need(k) {}
 
+  // Where the k-th largest key and all larger ones are known to lie in [low, high], high < 2^31: the
+  // digits begin where the two part.
+  __device__ TopkThreshold(unsigned low, unsigned high, unsigned k) : need(k) {
+    undecided = kWarpSize - __clz(static_cast<int>(low ^ high));
+    prefix = high >> undecided;
+    decided = undecided == 0;
+  }
+
   // The leading bits of a key, as many as the prefix has. (A shift by 32 is undefined.)
   __device__ __forceinline__ unsigned leading(unsigned key) const {
     return undecided >= 32 ? 0 : key >> undecided;
@@ -107,6 +115,20 @@ __device__ __forceinline__ void narrow(TopkThreshold& threshold, const TopkBucke
   threshold.undecided -= bits;
   threshold.need -= bucket.above;
   threshold.decided = threshold.undecided == 0 || bucket.count == threshold.need;
+}
+
+// Narrows the threshold until it is decided, by the keys of all warps. Called by all threads; holds
+// barriers.
+template <int kDigitBits, class Keys>
+__device__ __forceinline__ void decide(const Keys& keys, TopkThreshold& threshold,
+                                       TopkStorage<kDigitBits>& s) {
+  while (!threshold.decided) {
+    clear_histogram(s);
+    __syncthreads();
+    count_digits<kDigitBits>(keys, threshold, s.histogram);
+    __syncthreads();
+    narrow<kDigitBits>(threshold, find_bucket(s.histogram, threshold.need, s));
+  }
 }
 
 // Counts this warp's keys above and at the threshold into s, for every warp to read after a

@@ -63,4 +63,23 @@ inline constexpr int kScoresBlocksPerMultiprocessor = 8;
 // Classes of a row that one warp takes in the backward pass.
 inline constexpr int64_t kScoresBackwardChunk = 2048;
 
+// ---- adaselection_ ----
+// Estimates from an H200's figures, not measurements.
+
+// Up to this many samples a small block: four samples a thread, whose loads and exponentials
+// overlap, while few warps keep the exchanges of totals and the barriers short.
+inline constexpr int64_t kAdaSelectionSmallBatch = 1024;
+inline constexpr int kAdaSelectionSmallThreads = 256;
+
+// Up to this many samples one block: its shared memory holds them, and it needs less time than the
+// barriers of a grid and a second launch.
+inline constexpr int64_t kAdaSelectionBlockBatch = 8192;
+inline constexpr int kAdaSelectionThreads = 512;
+
+// Samples of a thread that are worked on together: a round of the block's threads.
+inline constexpr int kAdaSelectionUnroll = 4;
+
+// The least a block of a grid takes.
+inline constexpr int64_t kAdaSelectionRound = kAdaSelectionThreads * kAdaSelectionUnroll;
+
 }  // namespace fastsel::cuda

@@ -9,20 +9,25 @@ from __future__ import annotations
 from fastsel.compare.budget import Budget, parse_budget
 from fastsel.compare.errors import CompareError
 from fastsel.compare.report import write_report
-from fastsel.compare.run import Point, Run
+from fastsel.compare.run import MethodWeights, Point, Run, SwitchDecision, SwitchRecord
 from fastsel.compare.runner import Comparison, compare
-from fastsel.compare.settings import STRATEGIES, Settings
+from fastsel.compare.settings import Settings
+from fastsel.compare.strategies import DEFAULT_STRATEGIES, STRATEGIES
 from fastsel.compare.summary import Row
 
 __all__ = [
+    "DEFAULT_STRATEGIES",
     "STRATEGIES",
     "Budget",
     "CompareError",
     "Comparison",
+    "MethodWeights",
     "Point",
     "Row",
     "Run",
     "Settings",
+    "SwitchDecision",
+    "SwitchRecord",
     "compare",
     "parse_budget",
     "write_report",

@@ -18,7 +18,15 @@ from fastsel.compare.events import (
 from fastsel.compare.run import Run
 from fastsel.compare.runner import Comparison
 from fastsel.compare.summary import DIVERGED, FASTER, SLOWER, metric_of
-from fastsel.compare.table import TEXT_COLUMNS, caption, cells, goal_line, headers, warnings
+from fastsel.compare.table import (
+    TEXT_COLUMNS,
+    caption,
+    cells,
+    goal_line,
+    headers,
+    notes,
+    warnings,
+)
 from fastsel.data.optional import require
 
 # The live display redraws this often: more would take time from the training it shows.
@@ -70,11 +78,17 @@ def _start(event: RunStarted) -> str:
 
 def _intro(event: Started) -> str:
     data, s = event.data, event.settings
+    strategies = _count(len(s.strategies), "strategy", "strategies")
+    seeds, runs = _count(len(s.seeds), "seed", "seeds"), _count(event.runs, "run", "runs")
     return (
         f"{data.name}: {data.task}, {len(data.train_target):,} train and "
-        f"{len(data.test_target):,} test rows. {len(s.strategies)} strategies x "
-        f"{len(s.seeds)} seeds = {event.runs} runs of {s.budget} with {s.model}."
+        f"{len(data.test_target):,} test rows. {strategies} x {seeds} = {runs} of {s.budget} with "
+        f"{s.model}."
     )
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
 
 
 class _Quiet:
@@ -173,6 +187,8 @@ def print_result(comparison: Comparison) -> None:
     parts = [columns] if console.width >= _WIDE else [columns[:5], columns[:1] + columns[5:]]
     for part in parts:
         console.print(_table(comparison, part))
+    for note in notes(comparison):
+        console.print(_plain(note, "dim"))
     for note in warnings(comparison):
         console.print(_plain(f"Note: {note}", "yellow"))
     console.print(_plain(comparison.conclusion, "bold"))
@@ -191,7 +207,7 @@ def _table(comparison: Comparison, columns: list[int]) -> Any:
         name = headers(comparison)[i]
         heading = re.sub(r" (to|vs|uniform|test|reached)\b", r"\n\1", name, count=1)
         text = i < TEXT_COLUMNS
-        table.add_column(heading, justify="left" if text else "right", no_wrap=i != 1)
+        table.add_column(heading, justify="left" if text else "right", no_wrap=not text)
     for row in comparison.rows:
         texts = [_plain(text) for text in cells(comparison, row)]
         texts[1].style = _VERDICT_STYLES.get(row.verdict.split(" (")[0], "")

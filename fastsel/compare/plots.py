@@ -1,64 +1,76 @@
-"""The curves of a comparison as PNG files, each in a light and a dark dress."""
+"""The figures of a comparison as PNG files, each in a light and a dark dress."""
 
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from fastsel.compare.dress import DRESS, label_of, logarithmic, style_of
+from fastsel.compare.plots_selection import draw_method_weights, draw_switch, weighing
 from fastsel.compare.run import Point, Run
 from fastsel.compare.runner import Comparison
-from fastsel.compare.settings import BASELINE
+from fastsel.compare.strategies import BASELINE
 from fastsel.compare.summary import metric_of
 from fastsel.compare.table import NONE
 from fastsel.data.optional import require
 
-# Okabe & Ito's colours, told apart by colour-blind readers too; the reference is neutral.
-_COLORS = {
-    "uniform": "#0072b2",
-    "big_loss": "#d55e00",
-    "small_loss": "#009e73",
-    "grad_norm": "#cc79a7",
-}
-_NEUTRAL = {"light": "#555555", "dark": "#c8c8c8"}
-# grad_norm is broken finely: with two classes, or squared error, it ranks exactly as big_loss does
-# and would hide it.
-_LINES = {"full": (0, (5, 2)), "grad_norm": (0, (3, 1.5))}
-_DRESS = {
-    "light": {"background": "#ffffff", "ink": "#1f2328", "faint": "#d8dee4"},
-    "dark": {"background": "#161b22", "ink": "#e6edf3", "faint": "#30363d"},
-}
 # A test loss that spans more than this is drawn on a logarithmic axis.
 _LOG_SPAN = 12.0
 # Accuracies that come this far (in %) are drawn on an axis that stretches towards 100 %.
 _STRETCH_FROM = 95.0
-PHASE_COLORS = {"score": "#d55e00", "choose": "#e69f00", "train": "#0072b2", "load": "#999999"}
+PHASE_COLORS = {
+    "prepare": "#cc79a7", "score": "#d55e00", "choose": "#e69f00", "train": "#0072b2",
+    "load": "#999999",
+}  # fmt: skip
+_WIDTH, _HEIGHT, _PANEL_HEIGHT, _TEXT_LINE = 7.2, 3.9, 2.6, 0.19  # inches
+# Characters a line: in the legend by its number of columns, before an axis, above a panel.
+_LEGEND_CHARACTERS = {5: 11, 4: 17, 3: 26}
+_AXIS_CHARACTERS, _PANEL_CHARACTERS = 28, 46
+_BAR_GAP = 0.55  # between two bars, of a line's height
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure to draw: its file name without ending, its title, and how."""
+    """A figure to draw.
+
+    Attributes:
+        stem: Its file name without ending.
+        title: Its title.
+        draw: Draws into axes: of a comparison, in a theme, the panel of that name.
+        panels: Names of its panels, each the heading of one; a single one needs none.
+        height: Of a single panel, in inches.
+    """
 
     stem: str
     title: str
-    draw: Callable[[Any, Comparison, str], None]
+    draw: Callable[[Any, Comparison, str, str], None]
+    panels: tuple[str, ...] = ("",)
+    height: float = _HEIGHT
 
 
 def figures(comparison: Comparison) -> list[Figure]:
     """The figures of a comparison."""
     metric = "accuracy" if comparison.data.task == "classification" else "RMSE"
     stem = metric.lower()
-    return [
+    result = [
         Figure("loss-steps", "Test loss against steps", _curves("steps", "loss")),
         Figure("loss-seconds", "Test loss against training seconds", _curves("seconds", "loss")),
         Figure(f"{stem}-steps", f"Test {metric} against steps", _curves("steps", metric)),
         Figure(f"{stem}-seconds", f"Test {metric} against training seconds",
                _curves("seconds", metric)),
-        Figure("step-time", "Where the time of a step goes", _step_time),
+        Figure("step-time", "Where the time of a step goes", _step_time,
+               height=max(_HEIGHT, 1.2 + _TEXT_LINE * _axis_lines(comparison))),
     ]  # fmt: skip
+    if panels := weighing(comparison):
+        result.append(Figure("method-weights", "Method weights", draw_method_weights, panels))
+    if any(run.switch for run in comparison.runs):
+        result.append(Figure("switch", "Where the switch chose", draw_switch))
+    return result
 
 
 def render(figure: Figure, comparison: Comparison, theme: str) -> bytes:
@@ -70,12 +82,49 @@ def render(figure: Figure, comparison: Comparison, theme: str) -> bytes:
         theme: "light" or "dark".
     """
     matplotlib_figure = require("matplotlib.figure", "drawing curves")
-    dress = _DRESS[theme]
-    canvas = matplotlib_figure.Figure(
-        figsize=(7.2, 4.2), layout="constrained", facecolor=dress["background"]
-    )
+    dress = DRESS[theme]
+    canvas = matplotlib_figure.Figure(layout="constrained", facecolor=dress["background"])
     canvas.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
-    axes = canvas.add_subplot(facecolor=dress["background"])
+    columns = 1 if len(figure.panels) == 1 else 2
+    rows = math.ceil(len(figure.panels) / columns)
+    handles: dict[str, Any] = {}
+    for i, panel in enumerate(figure.panels):
+        axes = canvas.add_subplot(rows, columns, i + 1, facecolor=dress["background"])
+        _dress(axes, dress)
+        if columns > 1:
+            heading = label_of(panel, _PANEL_CHARACTERS)
+            axes.set_title(heading, color=dress["ink"], fontsize=9, loc="left")
+        figure.draw(axes, comparison, theme, panel)
+        for label in (axes.xaxis.label, axes.yaxis.label):
+            label.set_color(dress["ink"])
+            label.set_fontsize(9.5)
+        handles.update(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
+    canvas.suptitle(
+        figure.title, color=dress["ink"], fontsize=11, x=0.015, ha="left", weight="bold"
+    )
+    lines = _legend(canvas, handles, dress) if handles else 0
+    height = figure.height if rows == 1 else _PANEL_HEIGHT * rows
+    canvas.set_size_inches(_WIDTH, height + _TEXT_LINE * (lines + 0.5))
+    buffer = io.BytesIO()
+    # No creation time or version in the file: equal results give equal bytes.
+    canvas.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _legend(canvas: Any, handles: dict[str, Any], dress: dict[str, str]) -> int:
+    """A legend below the axes, where it hides no curve; gives the number of its lines."""
+    longest = max(map(len, handles))
+    columns = next((n for n, most in _LEGEND_CHARACTERS.items() if longest <= most), 3)
+    names = [label_of(name, _LEGEND_CHARACTERS[columns]) for name in handles]
+    canvas.legend(list(handles.values()), names, loc="outside lower center", ncols=columns,
+                  fontsize=9, frameon=False, labelcolor=dress["ink"], handlelength=2.6)  # fmt: skip
+    deep = math.ceil(len(names) / columns)
+    # matplotlib fills column by column.
+    starts = range(0, len(names), deep)
+    return max(sum(name.count("\n") + 1 for name in names[i : i + deep]) for i in starts)
+
+
+def _dress(axes: Any, dress: dict[str, str]) -> None:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("bottom", "left"):
@@ -83,23 +132,6 @@ def render(figure: Figure, comparison: Comparison, theme: str) -> bytes:
     axes.tick_params(colors=dress["ink"], which="both", labelsize=9, length=0)
     axes.grid(color=dress["faint"], linewidth=0.7)
     axes.set_axisbelow(True)
-    axes.set_title(figure.title, color=dress["ink"], fontsize=11, loc="left", weight="bold")
-    figure.draw(axes, comparison, theme)
-    for label in (axes.xaxis.label, axes.yaxis.label):
-        label.set_color(dress["ink"])
-        label.set_fontsize(9.5)
-    # Below the axes, where it hides no curve.
-    canvas.legend(
-        loc="outside lower center", ncols=5, fontsize=9, frameon=False, labelcolor=dress["ink"]
-    )
-    buffer = io.BytesIO()
-    # No creation time or version in the file: equal results give equal bytes.
-    canvas.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def _color(strategy: str, theme: str) -> str:
-    return _COLORS.get(strategy, _NEUTRAL[theme])
 
 
 def _common(runs: Sequence[Run], value: Callable[[Point], float | None]) -> Any:
@@ -109,7 +141,7 @@ def _common(runs: Sequence[Run], value: Callable[[Point], float | None]) -> Any:
     return np.array(values, dtype=float)  # None becomes NaN
 
 
-def _curves(axis: str, quantity: str) -> Callable[[Any, Comparison, str], None]:
+def _curves(axis: str, quantity: str) -> Callable[[Any, Comparison, str, str], None]:
     def x_of(point: Point) -> float:
         return point.step if axis == "steps" else point.seconds
 
@@ -119,28 +151,30 @@ def _curves(axis: str, quantity: str) -> Callable[[Any, Comparison, str], None]:
         value = metric_of(point)
         return value * 100 if value is not None and quantity == "accuracy" else value
 
-    def draw(axes: Any, comparison: Comparison, theme: str) -> None:
+    def draw(axes: Any, comparison: Comparison, theme: str, panel: str) -> None:
         lowest, highest = np.inf, 0.0
-        for strategy in comparison.settings.strategies:
+        strategies = comparison.settings.strategies
+        for strategy in strategies:
             runs = [run for run in comparison.runs if run.strategy == strategy]
             if not runs:
                 continue
             x, y = _common(runs, x_of).mean(0), _common(runs, y_of)
-            color = _color(strategy, theme)
+            color, width, dashes = style_of(strategy, strategies, theme)
             front = 3 if strategy == BASELINE else 2
-            axes.plot(x, y.mean(0), color=color, label=strategy, linewidth=1.9, zorder=front,
-                      linestyle=_LINES.get(strategy, "solid"))  # fmt: skip
+            axes.plot(x, y.mean(0), color=color, label=strategy, linewidth=width, zorder=front,
+                      linestyle=dashes)  # fmt: skip
             if len(runs) > 1:
-                axes.fill_between(x, y.min(0), y.max(0), color=color, alpha=0.13, linewidth=0)
+                alpha = 0.13 if len(strategies) <= _MANY else 0.07
+                axes.fill_between(x, y.min(0), y.max(0), color=color, alpha=alpha, linewidth=0)
             finite = y[np.isfinite(y) & (y > 0)]
             if finite.size:
                 lowest, highest = min(lowest, finite.min()), max(highest, finite.max())
         if quantity == "loss":
             if highest > _LOG_SPAN * lowest:
-                _logarithmic(axes)
+                logarithmic(axes)
             goal = comparison.goal_mean
             if goal is not None:
-                ink = _DRESS[theme]["ink"]
+                ink = DRESS[theme]["ink"]
                 axes.axhline(goal, color=ink, linewidth=0.9, linestyle=(0, (1, 2)), zorder=1)
                 axes.annotate("goal", (1, goal), xycoords=("axes fraction", "data"), fontsize=8,
                               color=ink, ha="right", va="bottom", xytext=(0, 2),
@@ -155,12 +189,8 @@ def _curves(axis: str, quantity: str) -> Callable[[Any, Comparison, str], None]:
     return draw
 
 
-def _logarithmic(axes: Any) -> None:
-    ticker = require("matplotlib.ticker", "drawing curves")
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
-    axes.yaxis.set_minor_locator(ticker.NullLocator())
+# Bands of more strategies than this lie over each other.
+_MANY = 8
 
 
 def _accuracy_axis(axes: Any, highest: float, test_rows: int) -> None:
@@ -183,8 +213,10 @@ def _accuracy_axis(axes: Any, highest: float, test_rows: int) -> None:
     axes.set_ylim(max(0.0, axes.get_ylim()[0]), 100 - max(least, (100 - highest) / 1.6))
 
 
-def _step_time(axes: Any, comparison: Comparison, theme: str) -> None:
-    names = [row.strategy for row in comparison.rows][::-1]
+def _step_time(axes: Any, comparison: Comparison, theme: str, panel: str) -> None:
+    names = [row.strategy for row in comparison.rows]
+    lines = [label.count("\n") + 1 for label in _axis_labels(comparison)]
+    places = -np.cumsum([n + _BAR_GAP for n in lines]) + np.array(lines) / 2
     left = np.zeros(len(names))
     for phase, color in PHASE_COLORS.items():
         means = []
@@ -192,11 +224,23 @@ def _step_time(axes: Any, comparison: Comparison, theme: str) -> None:
             runs = [run for run in comparison.runs if run.strategy == name]
             means.append(np.mean([run.seconds[phase] / max(1, run.final.step) for run in runs]))
         widths = np.array(means) * 1e3
-        axes.barh(names, widths, left=left, color=color, label=phase, height=0.62)
+        if phase != "prepare" or widths.any():
+            axes.barh(places, widths, left=left, color=color, label=phase, height=1.0)
         left += widths
-    for i, total in enumerate(left):
-        axes.annotate(f" {total:.2f}" if total else NONE, (total, i), va="center", fontsize=9,
-                      color=_DRESS[theme]["ink"])  # fmt: skip
+    axes.set_yticks(places, _axis_labels(comparison))
+    axes.set_ylim(places[-1] - 1.1, places[0] + 1.1)
+    for place, total in zip(places, left, strict=True):
+        axes.annotate(f" {total:.2f}" if total else NONE, (total, place), va="center", fontsize=9,
+                      color=DRESS[theme]["ink"])  # fmt: skip
     axes.grid(visible=False, axis="y")
     axes.set_xlabel("milliseconds per step")
     axes.set_xlim(0, 1.12 * max(left, default=1.0))
+
+
+def _axis_labels(comparison: Comparison) -> list[str]:
+    return [label_of(row.strategy, _AXIS_CHARACTERS) for row in comparison.rows]
+
+
+def _axis_lines(comparison: Comparison) -> float:
+    """Height of the bars, in lines of text."""
+    return sum(label.count("\n") + 1 + _BAR_GAP for label in _axis_labels(comparison))

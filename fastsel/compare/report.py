@@ -11,9 +11,9 @@ from string import Template
 from fastsel.compare.plots import Figure, figures, render
 from fastsel.compare.runner import Comparison
 from fastsel.compare.settings import machine, versions
-from fastsel.compare.store import write_bytes
+from fastsel.compare.store import FIGURES, write_bytes
 from fastsel.compare.summary import DIVERGED, FASTER, SLOWER
-from fastsel.compare.table import caption, cells, goal_line, headers, warnings
+from fastsel.compare.table import caption, cells, goal_line, headers, notes, warnings
 
 _PAGE = Template("""<!doctype html>
 <html lang="en">
@@ -48,7 +48,8 @@ thead th { color: var(--dim); font-weight: 600; white-space: normal; vertical-al
 tbody tr:last-child td, tbody tr:last-child th { border-bottom: 0; }
 th:first-child, tbody th + td, thead th:nth-child(2) { text-align: left; }
 tbody th + td { white-space: normal; min-width: 8rem; }
-tbody th { position: sticky; left: 0; background: var(--back); }
+tbody th { position: sticky; left: 0; background: var(--back); white-space: normal;
+  min-width: 7rem; }
 .good { color: var(--good); font-weight: 600; } .bad { color: var(--bad); font-weight: 600; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr));
   gap: 1rem; }
@@ -70,15 +71,17 @@ $warnings
 <table><thead><tr>$head</tr></thead><tbody>
 $rows
 </tbody></table></div>
+$notes
 <p class="dim">$goal Means over seeds, ± the standard deviation; to the goal over the runs that
-reached it. Choosing: share of the step time spent on scoring and choosing. Step vs plain: step
-time relative to the plain step on the whole batch. Time vs uniform: training seconds to the goal
-relative to uniform, paired by seed, with the 95&nbsp;% interval.</p>
+reached it. Choosing: share of the training seconds spent on preparing, scoring and choosing. Step
+vs plain: step time relative to the plain step on the whole batch. Time vs uniform: training seconds
+to the goal relative to uniform, paired by seed, with the 95&nbsp;% interval.</p>
 <h2>Curves</h2>
 <div class="figures">
 $figures
 </div>
-<p class="dim">Lines are means over seeds, bands reach from the lowest to the highest seed.</p>
+<p class="dim">Lines are means over seeds, bands reach from the lowest to the highest
+seed.$switch</p>
 <h2>How to read the verdict</h2>
 <ul>
 <li><b>faster than uniform</b>: clearly fewer training seconds to the goal (the whole interval below
@@ -90,8 +93,8 @@ $figures
 <p>A strategy pays only if it is also clearly faster than <b>full</b>, the plain step on the whole
 batch: the sentence at the top says so.</p>
 <p>Within a seed all strategies start from the same weights, see the same batches in the same order
-and have the same budget and learning rate. The clock counts loading, scoring, choosing and
-training, never evaluation.</p>
+and have the same budget, optimizer and learning rate. The clock counts loading, scoring, choosing,
+training, and what a strategy prepares before its first step, never evaluation.</p>
 <h2>Data, settings, machine</h2>
 <dl>
 $facts
@@ -101,6 +104,10 @@ $facts
 </html>
 """)
 
+_SWITCH = (
+    " The switch chooses while the share of the batch's gradient norm that the chosen rows carry "
+    "exceeds the time of a selective step over that of a plain one."
+)
 _CLASSES = {FASTER: "good", SLOWER: "bad", DIVERGED: "bad"}
 
 
@@ -119,10 +126,15 @@ def write_report(comparison: Comparison) -> Path:
         MissingPackageError: matplotlib is not installed.
     """
     shown = []
+    left_over = set(FIGURES)
     for figure in figures(comparison) if comparison.runs else []:
         light, dark = (render(figure, comparison, theme) for theme in ("light", "dark"))
         write_bytes(comparison.out / f"{figure.stem}.png", light)
+        left_over.remove(f"{figure.stem}.png")
         shown.append(_figure(figure, light, dark))
+    for name in left_over:  # of an earlier call that had more to show
+        (comparison.out / name).unlink(missing_ok=True)
+    switched = any(run.switch for run in comparison.runs)
     names = headers(comparison)
     text = _PAGE.substitute(
         title=escape(f"Which strategy pays on {comparison.data.name}?"),
@@ -131,7 +143,9 @@ def write_report(comparison: Comparison) -> Path:
         warnings="\n".join(f'<p class="warning">{escape(w)}</p>' for w in warnings(comparison)),
         head="".join(f'<th scope="col">{escape(name)}</th>' for name in names),
         rows="\n".join(_row(comparison, i) for i in range(len(comparison.rows))),
+        notes="\n".join(f'<p class="dim">{escape(note)}</p>' for note in notes(comparison)),
         goal=escape(goal_line(comparison)),
+        switch=_SWITCH if switched else "",
         figures="\n".join(shown),
         facts="\n".join(
             f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>"

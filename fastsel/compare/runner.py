@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from fastsel.compare.budget import Budget
+from fastsel.compare.conclusion import conclude
 from fastsel.compare.errors import CompareError
 from fastsel.compare.events import (
     Listener,
@@ -23,21 +24,16 @@ from fastsel.compare.events import (
     RunStarted,
     Started,
 )
-from fastsel.compare.run import Run, Training, train_run
-from fastsel.compare.settings import (
-    STRATEGIES,
-    Settings,
-    complete,
-    identity,
-    machine,
-    versions,
-)
+from fastsel.compare.run import Run
+from fastsel.compare.settings import Settings, complete, identity, machine, versions
 from fastsel.compare.store import Store, write_json
-from fastsel.compare.summary import Row, conclude, disturbed, goals_by_seed, summarise
+from fastsel.compare.strategies import DEFAULT_STRATEGIES
+from fastsel.compare.summary import Row, disturbed, goals_by_seed, summarise
+from fastsel.compare.training import Training, train_run
 from fastsel.data import Dataset
 
 DEFAULT_OUT = Path("fastsel-compare")
-SCHEMA = 1
+SCHEMA = 2
 _PROGRESS_SECONDS = 0.2
 
 
@@ -124,12 +120,13 @@ class Comparison:
 def compare(
     data: Dataset,
     *,
-    strategies: Sequence[str] = STRATEGIES,
+    strategies: Sequence[str] = DEFAULT_STRATEGIES,
     model: str = "auto",
     budget: str | Budget | None = None,
     seeds: int = 3,
     rate: float = 0.3,
     batch_size: int = 128,
+    optimizer: str = "adam",
     lr: float | None = None,
     goal: float | None = None,
     out: str | Path | None = None,
@@ -151,14 +148,18 @@ def compare(
 
     Args:
         data: From `fastsel.data.load`.
-        strategies: "full", the plain step on the whole batch, and names of selectors.
-        model: "linear", "mlp", "cnn", "resnet18", or "auto": cnn for images, mlp for tables.
+        strategies: "full", the plain step on the whole batch; names of selectors; mixtures such as
+            "adaselection:big_loss+small_loss"; "auto", AdaSelection while choosing pays; "all",
+            every one of these that fits the task.
+        model: "linear", "mlp", "cnn", "small_cnn", "resnet18", or "auto": cnn for images, mlp for
+            tables.
         budget: Such as "2000steps", "5epochs", "100000samples" (back-propagated) or "30s" (of
             training); by default 20 epochs, at least 200 and at most 600 steps.
         seeds: Number of seeds.
         rate: Share of each batch that is trained on.
         batch_size: Rows per batch.
-        lr: Adam's learning rate; by default 0.01 for linear and 0.001 for the others.
+        optimizer: "adam", or "sgd" with momentum 0.9.
+        lr: Learning rate; by default 0.01 for linear and for SGD, else 0.001.
         goal: Test loss to reach; by default, seed by seed, uniform's final test loss.
         out: Output folder, by default fastsel-compare/<name>; results.json, which tells of the
             latest call, and runs/, which keeps the runs of all, go there.
@@ -182,8 +183,8 @@ def compare(
     """
     settings = complete(
         data, strategies=tuple(strategies), seeds=seeds, model=model, budget=budget, rate=rate,
-        batch_size=batch_size, lr=lr, device=device, threads=threads, evaluations=evaluations,
-        test_rows=test_rows,
+        batch_size=batch_size, optimizer=optimizer, lr=lr, device=device, threads=threads,
+        evaluations=evaluations, test_rows=test_rows,
     )  # fmt: skip
     if goal is not None and not 0 < goal < math.inf:
         raise CompareError(f"goal must be a finite test loss above 0, got {goal}")

@@ -16,16 +16,14 @@ from fastsel._version import __version__
 from fastsel.compare.budget import Budget, default_budget, parse_budget
 from fastsel.compare.errors import CompareError
 from fastsel.compare.models import DEFAULT_LR, resolve_model
+from fastsel.compare.optimizers import OPTIMIZERS
+from fastsel.compare.strategies import REFERENCE, resolve_strategies
 from fastsel.data import Dataset
-from fastsel.select import SELECTORS
 
-REFERENCE = "full"
-BASELINE = "uniform"
-STRATEGIES = (REFERENCE, *SELECTORS)
 # Raised when training, timing or the run files change meaning: older runs are then redone.
-RUN_FORMAT = 1
-# Beyond these a setting is a slip: Adam moves every weight by about lr a step, and the plan of all
-# runs is kept in memory.
+RUN_FORMAT = 2
+# Beyond these a setting is a slip: a step of this size destroys any model, and the plan of all runs
+# is kept in memory.
 _MAX_LR = 1000.0
 _MAX_COUNTS = {"seeds": 1000, "threads": 1024}
 
@@ -35,13 +33,14 @@ class Settings:
     """The settings of a comparison, complete: nothing is left to decide.
 
     Attributes:
-        strategies: "full" (the plain step on the whole batch) and names of selectors.
+        strategies: Names from `fastsel.compare.strategies`.
         seeds: One run per strategy and seed.
         model: A model of `fastsel.compare.models`.
         budget: In steps, samples or seconds.
         rate: Share of each batch that is trained on (all of it for "full").
         batch_size: Rows per batch.
-        lr: Adam's learning rate, constant, the same for all strategies.
+        optimizer: "adam", or "sgd" with momentum 0.9.
+        lr: Its learning rate, constant, the same for all strategies.
         device: "cpu" or "cuda".
         threads: torch's threads.
         evaluations: Evaluations per run, evenly spaced in the budget, beside one at the start.
@@ -54,6 +53,7 @@ class Settings:
     budget: Budget
     rate: float
     batch_size: int
+    optimizer: str
     lr: float
     device: str
     threads: int
@@ -67,7 +67,6 @@ class Settings:
             "budget": str(self.budget),
             "strategies": list(self.strategies),
             "seeds": list(self.seeds),
-            "optimizer": "adam",
         }
 
 
@@ -80,6 +79,7 @@ def complete(
     budget: str | Budget | None,
     rate: float,
     batch_size: int,
+    optimizer: str,
     lr: float | None,
     device: str,
     threads: int | None,
@@ -91,12 +91,7 @@ def complete(
     Raises:
         CompareError: Names the setting, what was expected and what came.
     """
-    unknown = [name for name in strategies if name not in STRATEGIES]
-    if unknown or not strategies or len(set(strategies)) < len(strategies):
-        raise CompareError(
-            f"strategies must be one or more of {', '.join(STRATEGIES)}, each once, "
-            f"got {', '.join(strategies) or 'none'}"
-        )
+    strategies = resolve_strategies(strategies, data.task)
     for name, value in (("seeds", seeds), ("batch_size", batch_size), ("evaluations", evaluations),
                         ("test_rows", test_rows), ("threads", threads)):  # fmt: skip
         if value is None:
@@ -107,6 +102,8 @@ def complete(
             raise CompareError(f"{name} must be at least 1{bound}, got {value}")
     if not 0 < rate <= 1:
         raise CompareError(f"rate must be above 0 and at most 1, got {rate}")
+    if optimizer not in OPTIMIZERS:
+        raise CompareError(f"optimizer must be {' or '.join(OPTIMIZERS)}, got {optimizer!r}")
     if lr is not None and not 0 < lr <= _MAX_LR:
         raise CompareError(f"lr must be above 0 and at most {_MAX_LR:g}, got {lr}")
     if device not in ("cpu", "cuda"):
@@ -134,7 +131,8 @@ def complete(
         budget=budget.in_steps(steps_per_epoch),
         rate=rate,
         batch_size=batch_size,
-        lr=lr if lr is not None else DEFAULT_LR[model],
+        optimizer=optimizer,
+        lr=lr if lr is not None else DEFAULT_LR[optimizer][model],
         device=device,
         threads=threads or torch.get_num_threads(),
         evaluations=evaluations,
@@ -189,6 +187,7 @@ def identity(settings: Settings, fingerprint: str, strategy: str, seed: int) -> 
         # The whole batch is trained on in the reference, whatever the rate.
         "rate": 1.0 if strategy == REFERENCE else settings.rate,
         "batch_size": settings.batch_size,
+        "optimizer": settings.optimizer,
         "lr": settings.lr,
         "device": settings.device,
         "threads": settings.threads,

@@ -19,11 +19,11 @@ MARKER = ".fastsel-compare"
 _MARKER_TEXT = (
     "Folder of `fastsel compare`; a rerun writes results.json, report.html and the PNGs again.\n"
 )
-_WRITTEN = (
-    "runs", "results.json", "report.html", "loss-steps.png", "loss-seconds.png",
-    "accuracy-steps.png", "accuracy-seconds.png", "rmse-steps.png", "rmse-seconds.png",
-    "step-time.png",
+FIGURES = (
+    "loss-steps.png", "loss-seconds.png", "accuracy-steps.png", "accuracy-seconds.png",
+    "rmse-steps.png", "rmse-seconds.png", "step-time.png", "method-weights.png", "switch.png",
 )  # fmt: skip
+_WRITTEN = ("runs", "results.json", "report.html", *FIGURES)
 # Digits of an identity's hash in the names of its files: enough that no two identities ever meet.
 _NAME_DIGITS = 12
 
@@ -110,7 +110,7 @@ class Store:
     def _path(self, identity: dict[str, Any], suffix: str) -> Path:
         # With the hash no run takes the place of another one's result.
         short = identity_hash(identity)[:_NAME_DIGITS]
-        return self.runs / f"{identity['strategy']}-{identity['seed']}-{short}.{suffix}"
+        return self.runs / f"{_prefix(identity)}-{short}.{suffix}"
 
     def find(self, identity: dict[str, Any]) -> tuple[Run | None, str]:
         """Look for a finished run.
@@ -135,7 +135,7 @@ class Store:
 
     def _difference(self, identity: dict[str, Any]) -> str:
         closest: list[str] | None = None
-        for path in sorted(self.runs.glob(f"{identity['strategy']}-{identity['seed']}-*.json")):
+        for path in sorted(self.runs.glob(f"{_prefix(identity)}-*.json")):
             try:
                 old = json.loads(path.read_text(encoding="utf-8"))["identity"]
                 texts = [
@@ -172,3 +172,8 @@ class Store:
             return state if saved["hash"] == identity_hash(identity) else None
         except Exception:  # a damaged checkpoint fails in many ways; the run starts over
             return None
+
+
+def _prefix(identity: dict[str, Any]) -> str:
+    """What the names of a strategy's and seed's files begin with; not every disk takes a colon."""
+    return f"{identity['strategy'].replace(':', '.')}-{identity['seed']}"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from fastsel.compare.intervals import Interval, Spread, spread, t_interval
 from fastsel.compare.run import Point, Run
-from fastsel.compare.settings import BASELINE, REFERENCE
+from fastsel.compare.strategies import BASELINE, REFERENCE
 
 FASTER = "faster than uniform"
 SLOWER = "slower than uniform"
@@ -45,12 +45,15 @@ class Row:
         steps: Steps to the goal over the runs that reached it.
         samples: Back-propagated samples to the goal, likewise.
         seconds: Training seconds to the goal, likewise.
-        choosing: Share of the step time spent on scoring and choosing.
+        choosing: Share of the training seconds spent on preparing, scoring and choosing.
+        preparing: The part of it spent before the first step, on reference models.
         step_seconds: Mean seconds of a step.
         against_plain: Step time relative to the plain step on the whole batch, if that was run.
         ratio: Seconds to the goal relative to uniform: geometric mean over paired seeds, with
             its 95 % interval.
         verdict: In words; empty where there is nothing to compare with.
+        chose: Share of the steps that chose, under the cost-aware switch; else None.
+        excluded: Samples kept out of choices because their scores were not finite, in all runs.
     """
 
     strategy: str
@@ -63,10 +66,13 @@ class Row:
     samples: Spread | None
     seconds: Spread | None
     choosing: Spread | None
+    preparing: Spread | None
     step_seconds: Spread | None
     against_plain: float | None
     ratio: Interval | None
     verdict: str
+    chose: Spread | None
+    excluded: int
 
 
 @dataclass(frozen=True)
@@ -238,85 +244,29 @@ def summarise(runs: Sequence[Run], strategies: Sequence[str], goal: float | None
                 spread([r.samples for r in reached]),
                 spread([r.seconds for r in reached]),
                 spread([run.choosing_share for run in mine]),
+                spread([run.preparing_share for run in mine]),
                 spread([run.step_seconds for run in mine]),
                 against_plain.mean if against_plain else None,
                 ratio,
                 verdict,
+                spread([run.switch.chose for run in mine if run.switch]),
+                sum(run.excluded for run in mine),
             )
         )
     return rows
-
-
-def _times(ratio: Interval) -> str:
-    return f"{ratio.mean:.2f} times ({ratio.low:.2f} to {ratio.high:.2f})"
-
-
-def _standing(against: Pairing) -> int:
-    """How a strategy stands against plain training: 0 clearly faster, 1 unclear, 2 slower."""
-    return 0 if against.faster else 2 if against.slower else 1
-
-
-def conclude(runs: Sequence[Run], rows: Sequence[Row], goal: float | None) -> str:
-    """Say in plain words which strategy pays here, or that none does.
-
-    A strategy that beats uniform is also held against the plain step on the whole batch, paired
-    the same way: beating uniform is no use to somebody who would not have sub-sampled at all. So a
-    strategy pays only if it is clearly faster than both.
-    """
-    goals = goals_by_seed(runs, goal)
-    if not any(row.strategy == BASELINE for row in rows) or not goals:
-        return "No verdict: uniform, the baseline, has no finished run to compare with."
-    judged = [row for row in rows if row.strategy not in (BASELINE, REFERENCE)]
-    if not judged:
-        return "No verdict: no choosing strategy was run beside uniform."
-    if all(row.verdict == ONE_SEED for row in judged):
-        return "One seed: no verdict. It takes two seeds or more (--seeds) to see the spread."
-    by_strategy = {row.strategy: [r for r in runs if r.strategy == row.strategy] for row in rows}
-    full, base = by_strategy.get(REFERENCE, []), by_strategy[BASELINE]
-    plain = pair(full, base, goals)
-    ahead = [(row, row.ratio) for row in judged if row.verdict == FASTER and row.ratio]
-    if not ahead:
-        text = "No choosing strategy pays here: none is clearly faster to the goal than uniform."
-        if plain.faster and plain.interval:
-            return (
-                f"{text} Plain training on whole batches is: it takes {_times(plain.interval)} "
-                "uniform's time."
-            )
-        return text
-    against = {row.strategy: pair(by_strategy[row.strategy], full, goals) for row, _ in ahead}
-    best, ratio = min(ahead, key=lambda a: (_standing(against[a[0].strategy]), a[1].mean))
-    name, to_plain = best.strategy, against[best.strategy]
-    takes = f"it takes {_times(ratio)} uniform's time to the goal"
-    if to_plain.faster and to_plain.interval:
-        return (
-            f"{name} pays here: {takes}, and {_times(to_plain.interval)} that of plain training "
-            "on whole batches."
-        )
-    beats = f"{name} beats uniform here: {takes}."
-    if to_plain.interval is None:
-        return (
-            f"{beats} Whether choosing pays stays open: that takes two seeds or more of full, "
-            "plain training on whole batches."
-        )
-    if to_plain.slower:
-        return (
-            f"{beats} But plain training on whole batches is faster still: choosing does not pay."
-        )
-    return (
-        f"{beats} But it is not clearly faster than plain training on whole batches: choosing does "
-        "not clearly pay."
-    )
 
 
 def disturbed(runs: Sequence[Run]) -> bool:
     """Whether other work on the machine clearly took time from some runs.
 
     Two signs: within a run, a mean step far above the median; and between the seeds of one
-    strategy, which do the same work, median steps far apart.
+    strategy, which do the same work, median steps far apart. Runs under the cost-aware switch take
+    steps of two kinds and say nothing.
     """
-    if any(run.step_seconds > _DISTURBED * run.median_step_seconds for run in runs):
+    timed = [run for run in runs if run.switch is None and run.median_step_seconds > 0]
+    if any(run.step_seconds > _DISTURBED * run.median_step_seconds for run in timed):
         return True
     medians: dict[str, list[float]] = {}
-    for run in runs:
+    for run in timed:
         medians.setdefault(run.strategy, []).append(run.median_step_seconds)
     return any(max(times) > _DISTURBED * min(times) for times in medians.values())

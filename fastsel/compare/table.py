@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 
+from fastsel.compare.conclusion import percent, times
 from fastsel.compare.intervals import Spread
+from fastsel.compare.optimizers import OPTIMIZERS
+from fastsel.compare.references import BUDGET_SHARE
 from fastsel.compare.runner import Comparison
-from fastsel.compare.settings import BASELINE, REFERENCE
+from fastsel.compare.strategies import BASELINE, REFERENCE, title
 from fastsel.compare.summary import Row
 
 NONE = "–"
@@ -57,7 +60,7 @@ def cells(comparison: Comparison, row: Row) -> tuple[str, ...]:
     percent = (100, " %") if comparison.data.task == "classification" else (1, "")
     ratio = row.ratio
     return (
-        row.strategy,
+        title(row.strategy),
         row.verdict or NONE,
         with_spread(row.final_loss),
         with_spread(row.final_metric, *percent),
@@ -65,7 +68,7 @@ def cells(comparison: Comparison, row: Row) -> tuple[str, ...]:
         short(row.steps.mean) if row.steps else NONE,
         short(row.samples.mean) if row.samples else NONE,
         with_spread(row.seconds),
-        f"{ratio.mean:.2f} ({ratio.low:.2f}–{ratio.high:.2f})" if ratio else NONE,
+        f"{times(ratio.mean)} ({times(ratio.low)}–{times(ratio.high)})" if ratio else NONE,
         f"{row.against_plain:.2f}" if row.against_plain is not None else NONE,
         f"{row.choosing.mean * 100:.0f} %" if row.choosing and row.strategy != REFERENCE else NONE,
     )
@@ -77,7 +80,8 @@ def caption(comparison: Comparison) -> str:
     chosen = max(1, round(s.rate * s.batch_size))
     return (
         f"{data.name} ({data.task}, {len(data.train_target):,} train rows, evaluated on "
-        f"{s.test_rows:,} of {len(data.test_target):,} test rows), {s.model}, Adam lr {s.lr:g}, "
+        f"{s.test_rows:,} of {len(data.test_target):,} test rows), {s.model}, "
+        f"{OPTIMIZERS[s.optimizer]}, lr {s.lr:g}, "
         f"{s.budget} per run, {chosen} of {s.batch_size} rows chosen per batch, "
         f"{len(s.seeds)} seed{'s' if len(s.seeds) > 1 else ''}, {s.device}, "
         f"{s.threads} thread{'s' if s.threads > 1 else ''}"
@@ -92,6 +96,30 @@ def goal_line(comparison: Comparison) -> str:
     if comparison.goal is not None:
         return f"Goal: test loss {mean:.4g}, as given."
     return f"Goal: uniform's final test loss, seed by seed (mean {mean:.4g})."
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """What the columns do not show: the switch, reference models, samples left out."""
+    texts = []
+    for row in comparison.rows:
+        name = title(row.strategy)
+        if row.chose:
+            texts.append(
+                f"{name} chose in {percent(row.chose.mean)} of its steps; the others trained on "
+                "the whole batch."
+            )
+        if row.preparing and row.preparing.mean:
+            texts.append(
+                f"{name} spent {percent(row.preparing.mean)} of its training seconds on two "
+                f"reference models, each of {percent(BUDGET_SHARE)} of the budget; they and "
+                "their samples are counted."
+            )
+        if row.excluded:
+            texts.append(
+                f"{name} kept {row.excluded:,} samples out of its choices: their scores were not "
+                "finite."
+            )
+    return texts
 
 
 def warnings(comparison: Comparison) -> list[str]:

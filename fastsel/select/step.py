@@ -1,18 +1,23 @@
-"""One training step on the chosen part of a batch."""
+"""One training step on the chosen part of a batch, wherever choosing pays."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from fastsel.scores import Scores, per_sample_scores
-from fastsel.select.selectors import Selector, make_selector
-
-Inputs = Tensor | tuple[Tensor, ...] | list[Tensor] | dict[str, Tensor]
+from fastsel.scores import Scores, per_sample_losses
+from fastsel.select import ranks
+from fastsel.select.batch import Inputs, forward, take
+from fastsel.select.memory import LossMemory
+from fastsel.select.references import ReferenceLosses, ReferenceModel
+from fastsel.select.scoring import autocast
+from fastsel.select.selection import BatchSelection
+from fastsel.select.selector import Choice, Selector
+from fastsel.select.switch import CostAwareSwitch, Plan
 
 
 class StepResult(NamedTuple):
@@ -21,12 +26,16 @@ class StepResult(NamedTuple):
     Attributes:
         loss: The loss it trained on, detached, without dimensions.
         indices: The samples it trained on ``[k]``, int64, ascending.
-        scores: The scores of the whole batch, None where the selector needs none.
+        scores: The scores of the whole batch, None where none were needed.
+        selected: Whether it chose; False for a plain step on the whole batch.
+        weights: What the samples' losses were multiplied by ``[k]``, None where all count the same.
     """
 
     loss: Tensor
     indices: Tensor  # [k]
     scores: Scores | None
+    selected: bool = True
+    weights: Tensor | None = None  # [k]
 
 
 class SelectiveStep:
@@ -37,36 +46,69 @@ class SelectiveStep:
     `train`, the plain step on the chosen samples: ``optimizer.zero_grad(set_to_none=True)``,
     forward, `criterion`, backward, ``optimizer.step()``.
 
+    **It stops choosing while choosing does not pay.** A `CostAwareSwitch` measures what selective
+    and plain steps cost and what the choice is worth, and runs the plain step on the whole batch
+    where that is the better use of time; ``step.switch.decisions`` tells when and why. Give
+    ``switch="select"`` to choose always. Selectors that need no scores cost nothing and are never
+    switched off.
+
     `train` runs the model in whatever mode the caller put it. Scoring runs it in eval mode, so that
     batch normalisation counts no sample twice and dropout adds no noise to the ranking, and then
     puts every module back into the mode it was in, also when the forward fails. Until `train`
     starts, the step changes nothing: no weight, no gradient, no buffer of an eval-mode model, no
     optimizer state.
 
+    A sample whose scores are not finite is chosen only when fewer than k others are left, and is
+    counted in ``step.selector.excluded``.
+
     Args:
         model: Called as ``model(inputs)`` for a tensor, ``model(*inputs)`` for a tuple or list and
-            ``model(**inputs)`` for a dict.
+            ``model(**inputs)`` for a dict. May be wrapped in DistributedDataParallel.
         criterion: The loss, called as ``criterion(output, target)``; see
             `fastsel.scores.per_sample_scores` for what can be scored. It trains unchanged; should
-            it give more than one value, their mean is trained on.
+            it give more than one value, their mean is trained on. Where a selector gives weights,
+            the mean of the samples' weighted losses is.
         optimizer: Any `torch.optim.Optimizer` whose ``step`` needs no closure.
         selector: A `Selector`, or the name of one in `SELECTORS`.
         rate: The share of the batch to train on, in (0, 1]; with the name of a selector only, and
             needed there.
+        switch: ``"auto"``, or a `CostAwareSwitch` of your own: choose while it pays; ``"select"``:
+            always; ``"plain"``: never.
         autocast_dtype: Runs both forwards and the criterion under `torch.autocast` with this dtype,
             ``float16`` or ``bfloat16``; None leaves autocast as the caller has it.
+        scoring_dtype: The same for the scoring forward alone.
         scoring_mode: ``"eval"``, or ``"train"`` to score with each module in the mode it is in:
             dropout then draws and batch normalisation counts the batch once more.
+        scoring_model: A model to score with instead, such as a smaller one.
+        scoring_every: Score every n-th step only. Between, the choice goes by `memory`, or at
+            random where there is none. By default every step is scored without a memory and none
+            with one.
+        memory: Losses of the data set's samples from when they were last trained on, in place of a
+            scoring forward. Samples that are due for a visit are chosen first. Needs `ids`.
+        reference: Reference losses, for selectors that need them.
+        accumulation_steps: Optimizer steps come after this many calls, with the mean of their
+            gradients; see `flush` for the last ones.
+        across_ranks: Under torch.distributed, choose from the batches of all ranks together instead
+            of the same number from each. Ranks then train on different numbers of samples, and the
+            host waits for that number.
+        process_group: The ranks; by default all of them.
         scaler: Scales the loss for float16 training.
+        backward: Called with the loss instead of ``loss.backward()``, such as
+            ``accelerator.backward``.
+
+    Attributes:
+        model: As given, and so are `criterion`, `optimizer`, `scaler`, `autocast_dtype`.
+        selection: The `BatchSelection` behind it.
 
     Raises:
         TypeError: An argument is of the wrong type.
-        ValueError: `selector`, `rate` or `scoring_mode` is not one of those above.
+        ValueError: An argument is not one of those above, or the arguments do not fit together.
 
     Example:
         >>> model = torch.nn.Linear(8, 3)
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        >>> step = SelectiveStep(model, torch.nn.CrossEntropyLoss(), optimizer, "big_loss", 0.25)
+        >>> step = SelectiveStep(model, torch.nn.CrossEntropyLoss(), optimizer, "big_loss", 0.25,
+        ...                      switch="select")
         >>> result = step(torch.randn(32, 8), torch.randint(0, 3, (32,)))
         >>> result.indices.shape
         torch.Size([8])
@@ -80,76 +122,107 @@ class SelectiveStep:
         selector: Selector | str = "big_loss",
         rate: float | None = None,
         *,
+        switch: CostAwareSwitch | str = "auto",
         autocast_dtype: torch.dtype | None = None,
+        scoring_dtype: torch.dtype | None = None,
         scoring_mode: str = "eval",
+        scoring_model: nn.Module | None = None,
+        scoring_every: int | None = None,
+        memory: LossMemory | None = None,
+        reference: ReferenceModel | ReferenceLosses | None = None,
+        accumulation_steps: int = 1,
+        across_ranks: bool = False,
+        process_group: Any = None,
         scaler: torch.amp.GradScaler | None = None,
+        backward: Callable[[Tensor], Any] | None = None,
     ) -> None:
         """Makes a step."""
-        if not isinstance(model, nn.Module):
-            raise TypeError(
-                f"SelectiveStep: model must be a torch.nn.Module, got {type(model).__name__}"
-            )
-        if not callable(criterion):
-            raise TypeError(
-                f"SelectiveStep: criterion must be callable, got {type(criterion).__name__}"
-            )
-        if autocast_dtype not in (None, torch.float16, torch.bfloat16):
+        self.selection = BatchSelection(
+            model, criterion, selector, rate, switch=switch, autocast_dtype=autocast_dtype,
+            scoring_dtype=scoring_dtype, scoring_mode=scoring_mode, scoring_model=scoring_model,
+            scoring_every=scoring_every, memory=memory, reference=reference,
+            across_ranks=across_ranks, process_group=process_group, owner="SelectiveStep",
+        )  # fmt: skip
+        is_count = isinstance(accumulation_steps, int) and not isinstance(accumulation_steps, bool)
+        if not is_count or accumulation_steps < 1:
             raise ValueError(
-                "SelectiveStep: autocast_dtype must be torch.float16, torch.bfloat16 or None, "
-                f"got {autocast_dtype}"
+                "SelectiveStep: accumulation_steps must be an int of at least 1, "
+                f"got {accumulation_steps}"
             )
-        if scoring_mode not in ("eval", "train"):
-            raise ValueError(
-                f"SelectiveStep: scoring_mode must be 'eval' or 'train', got {scoring_mode!r}"
-            )
+        if scaler is not None and backward is not None:
+            raise ValueError("SelectiveStep: scaler and backward must not both be given")
         self.model = model
         self.criterion = criterion
         self.optimizer = optimizer
-        self.selector = _as_selector(selector, rate)
         self.autocast_dtype = autocast_dtype
-        self.scoring_mode = scoring_mode
+        self.accumulation_steps = self.selection.cycle = accumulation_steps
         self.scaler = scaler
+        self._backward = backward
+        self._accumulated = 0
+        self._loss: Callable[..., tuple[Tensor, Any]] = self._forward_and_loss
+
+    @property
+    def selector(self) -> Selector:
+        """What chooses."""
+        return self.selection.selector
+
+    @property
+    def switch(self) -> CostAwareSwitch:
+        """What decides whether choosing pays."""
+        return self.selection.switch
 
     def __call__(
         self,
         inputs: Inputs,  # [B, ...] each
         target: Tensor,  # [B, ...]
+        ids: Tensor | None = None,  # [B]
     ) -> StepResult:
-        """Scores, chooses and trains.
+        """Scores, chooses and trains; or trains on the whole batch while choosing does not pay.
 
         Args:
             inputs: A tensor, or a tuple, list or dict of tensors, all with the same first dimension
                 B of at least 1.
             target: The targets of the same B samples.
+            ids: The samples' positions in the data set ``[B]``, int64; needed for a loss memory and
+                for reference losses that come from a table.
 
         Returns:
             The `StepResult`.
 
         Raises:
-            TypeError: `inputs` or `target` is not of tensors.
-            ValueError: The first dimensions differ, the batch is empty, or the criterion cannot be
-                scored.
+            TypeError: `inputs`, `target` or `ids` is not of tensors.
+            ValueError: The first dimensions differ, the batch is empty, `ids` is missing, or the
+                criterion cannot be scored.
         """
-        batch_size = _batch_size(inputs, target)
-        scores = self.score(inputs, target)
-        indices = self.choose(scores, batch_size, device=target.device)
-        return StepResult(self.train(inputs, target, indices), indices, scores)
+        batch_size = self.selection.check(inputs, target, ids)
+        plan = self.selection.plan()
+        if not plan.select:
+            return self._plain(plan, inputs, target, ids)
+        selection, device = self.selection, target.device
+        watch = selection.start(device)
+        scores = selection.score(inputs, target, ids, plan=plan)
+        share = selection.choose(scores, batch_size, device=device, plan=plan)
+        loss = self._train(inputs, target, share.choice, share.scale, ids)
+        measured = None
+        if watch is not None:
+            watch.mark("step")
+            measured = selection.share_of(scores, share) if plan.measure else None
+            watch.mark("measure")
+        selection.finish(plan, watch, share=measured, timed=not selection.scores_were_extended)
+        return StepResult(loss, share.choice.indices, scores, True, share.choice.weights)
 
     def score(
         self,
         inputs: Inputs,  # [B, ...] each
         target: Tensor,  # [B, ...]
+        ids: Tensor | None = None,  # [B]
     ) -> Scores | None:
-        """Scores the batch with one forward, or gives None if the selector needs no scores."""
-        _batch_size(inputs, target)
-        if not self.selector.needs:
-            return None
-        evaluating = _eval_mode(self.model) if self.scoring_mode == "eval" else nullcontext()
-        # Autocast keeps the weights it has cast; those cast here carry no gradient and must not
-        # reach the training forward of a caller who holds autocast open around the whole step.
-        with torch.no_grad(), evaluating, self._autocast(target.device, cache_enabled=False):
-            output = _forward(self.model, inputs)
-            return per_sample_scores(self.criterion, output, target, needs=self.selector.needs)
+        """Scores the batch with one forward, or gives None if the selector needs no scores.
+
+        With a loss memory, the recalled losses: NaN where a sample is due for a visit.
+        """
+        self.selection.check(inputs, target, ids)
+        return self.selection.score(inputs, target, ids)
 
     def choose(
         self, scores: Scores | None, batch_size: int, *, device: torch.device | None = None
@@ -165,146 +238,161 @@ class SelectiveStep:
             Indices ``[k]``, int64.
 
         Raises:
-            ValueError: The scores are of another batch size, or lack what the selector needs.
+            ValueError: The scores are of another batch size, or lack what the selector needs; or
+                the selector gives weights, which only calling the step applies.
         """
-        if scores is None:
-            scores = Scores(batch_size=batch_size, batch_device=device)
-        elif scores.size != batch_size:
+        choice, scale = self.selection.choose(scores, batch_size, device=device)
+        if choice.weights is not None or scale != 1.0:
             raise ValueError(
-                f"SelectiveStep: scores must be of the batch's {batch_size} samples, "
-                f"got {scores.size}"
+                f"SelectiveStep: the selector {self.selector.name!r} gives weights here; call the "
+                "step itself instead of its phases"
             )
-        indices = self.selector(scores)
-        return indices if device is None else indices.to(device)
+        return choice.indices
 
     def train(
         self,
         inputs: Inputs,  # [B, ...] each
         target: Tensor,  # [B, ...]
         indices: Tensor,  # [k]
+        ids: Tensor | None = None,  # [B]
     ) -> Tensor:
         """Takes one optimizer step on the samples at `indices`; gives its loss, detached."""
-        _batch_size(inputs, target)
+        self.selection.check(inputs, target, ids)
         if indices.numel() == 0:
             raise ValueError("SelectiveStep: indices must name at least one sample, got none")
-        chosen = _take(inputs, indices)
-        chosen_target = target.index_select(0, indices.to(target.device))
-        self.optimizer.zero_grad(set_to_none=True)
-        with self._autocast(target.device):
-            loss = self.criterion(_forward(self.model, chosen), chosen_target)
-            if loss.dim() > 0:
-                loss = loss.mean()
-        if self.scaler is None:
-            loss.backward()
-            self.optimizer.step()
-        else:
-            self.scaler.scale(loss).backward()
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-        return cast(Tensor, loss.detach())
+        loss = self._train(inputs, target, Choice(indices, None), 1.0, ids)
+        self.selection.steps += 1
+        return loss
+
+    def flush(self) -> bool:
+        """Takes the optimizer step for the calls since the last one, as at the end of an epoch.
+
+        Their gradients are divided by `accumulation_steps` all the same.
+
+        Returns:
+            Whether there was anything to take a step for.
+        """
+        if self._accumulated == 0:
+            return False
+        self._accumulated = 0
+        if hasattr(self.model, "no_sync"):  # these gradients have not met those of other ranks
+            ranks.average_gradients(self.model, self.selection.process_group)
+        self._optimizer_step()
+        return True
+
+    def compile(self, **options: Any) -> None:
+        """Compiles the step's two forwards, the scores and the loss with `torch.compile`.
+
+        Choosing is one operator already, and the optimizer's step is the optimizer's to compile.
+
+        Args:
+            options: Those of `torch.compile`, such as ``fullgraph=True`` or ``dynamic=True``.
+        """
+        self.selection.compile(**options)
+        self._loss = torch.compile(self._forward_and_loss, **options)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of the selector; model, optimizer and scaler are the caller's to save."""
-        return {"selector": self.selector.state_dict()}
+        """All that is needed to go on exactly as this step would, between two optimizer steps.
+
+        Model, optimizer, scaler, reference and torch's random state are the caller's to save; so
+        are gradients, should it be saved while some accumulate.
+        """
+        return {**self.selection.state_dict(), "accumulated": self._accumulated}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes over what `state_dict` gave; ValueError if it is of another kind of selector."""
-        if "selector" not in state:
-            raise ValueError("SelectiveStep: state must have the entry 'selector'")
-        self.selector.load_state_dict(state["selector"])
+        """Takes over what `state_dict` gave.
 
-    def _autocast(
-        self, device: torch.device, *, cache_enabled: bool | None = None
-    ) -> AbstractContextManager[Any]:
-        dtype = self.autocast_dtype
-        if dtype is None:
-            if cache_enabled is None or not torch.is_autocast_enabled(device.type):
-                return nullcontext()
-            dtype = torch.get_autocast_dtype(device.type)
-        return torch.autocast(device.type, dtype=dtype, cache_enabled=cache_enabled)
+        Raises:
+            ValueError: It is not a step's state, or that of another selector; nothing has changed.
+        """
+        missing = sorted({"accumulated", *BatchSelection.STATE} - state.keys())
+        if missing:
+            raise ValueError(f"SelectiveStep: state must have {', '.join(missing)}")
+        self.selection.load_state_dict(state)
+        self._accumulated = state["accumulated"]
 
+    def _plain(self, plan: Plan, inputs: Inputs, target: Tensor, ids: Tensor | None) -> StepResult:
+        watch = self.selection.start(target.device)
+        loss, output = self._take_step(inputs, target)
+        share = None
+        if watch is not None:
+            watch.mark("step")
+            if plan.measure:
+                share = self.selection.measure_output(output, inputs, target, ids)
+            else:
+                self.selection.remember(output, target, ids)
+            watch.mark("measure")
+        self.selection.finish(plan, watch, share=share)
+        everything = torch.arange(target.shape[0], device=target.device)
+        return StepResult(loss, everything, None, False)
 
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    # Flag by flag: a model may hold some of its modules in eval mode for good, which model.train()
-    # would undo.
-    flags = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, training in flags:
-            module.training = training
+    def _train(
+        self,
+        inputs: Inputs,  # [B, ...] each
+        target: Tensor,  # [B, ...]
+        choice: Choice,
+        scale: float,
+        ids: Tensor | None,  # [B]
+    ) -> Tensor:
+        indices = choice.indices
+        chosen, chosen_target = take(inputs, indices), target.index_select(0, indices)
+        loss, output = self._take_step(chosen, chosen_target, choice.weights, scale)
+        if self.selection.memory is not None and ids is not None:
+            chosen_ids = ids.to(indices.device, non_blocking=indices.is_cuda)
+            self.selection.remember(output, chosen_target, chosen_ids.index_select(0, indices))
+        return loss
 
+    def _forward_and_loss(
+        self,
+        inputs: Inputs,  # [k, ...] each
+        target: Tensor,  # [k, ...]
+        weights: Tensor | None,  # [k]
+    ) -> tuple[Tensor, Any]:
+        with autocast(self.autocast_dtype, target.device):
+            output = forward(self.model, inputs)
+            if weights is None:
+                loss = self.criterion(output, target)
+                loss = loss.mean() if loss.dim() > 0 else loss
+            else:
+                loss = (per_sample_losses(self.criterion, output, target) * weights).mean()
+        return loss, output
 
-def _as_selector(selector: Selector | str, rate: float | None) -> Selector:
-    if isinstance(selector, str):
-        if rate is None:
-            raise ValueError(
-                f"SelectiveStep: rate must be given with the selector's name {selector!r}"
-            )
-        return make_selector(selector, rate=rate)
-    if not isinstance(selector, Selector):
-        raise TypeError(
-            f"SelectiveStep: selector must be a Selector or a name, got {type(selector).__name__}"
-        )
-    if rate is not None:
-        raise ValueError(
-            "SelectiveStep: rate must not be given beside a selector, which has its own, "
-            f"got {rate}"
-        )
-    return selector
+    def _take_step(
+        self,
+        inputs: Inputs,  # [k, ...] each
+        target: Tensor,  # [k, ...]
+        weights: Tensor | None = None,  # [k]
+        scale: float = 1.0,
+    ) -> tuple[Tensor, Any]:
+        if self._accumulated == 0:
+            self.optimizer.zero_grad(set_to_none=True)
+        last = self._accumulated + 1 == self.accumulation_steps
+        with nullcontext() if last else self._without_communication():
+            loss, output = self._loss(inputs, target, weights)
+            factor = scale / self.accumulation_steps
+            self._run_backward(loss if factor == 1.0 else loss * factor)
+        self._accumulated += 1
+        if last:
+            self._accumulated = 0
+            self._optimizer_step()
+        return loss.detach(), output
 
+    def _run_backward(self, loss: Tensor) -> None:
+        if self._backward is not None:
+            self._backward(loss)
+        else:
+            (loss if self.scaler is None else self.scaler.scale(loss)).backward()
 
-def _tensors(inputs: Inputs) -> list[tuple[str, Tensor]]:
-    if isinstance(inputs, Tensor):
-        return [("inputs", inputs)]
-    if isinstance(inputs, dict):
-        named = [(f"inputs[{key!r}]", value) for key, value in inputs.items()]
-    elif isinstance(inputs, (tuple, list)):
-        named = [(f"inputs[{i}]", value) for i, value in enumerate(inputs)]
-    else:
-        raise TypeError(
-            "SelectiveStep: inputs must be a tensor, or a tuple, list or dict of tensors, "
-            f"got {type(inputs).__name__}"
-        )
-    for name, value in named:
-        if not isinstance(value, Tensor):
-            raise TypeError(f"SelectiveStep: {name} must be a tensor, got {type(value).__name__}")
-    return named
+    def _optimizer_step(self) -> None:
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
 
-
-def _batch_size(inputs: Inputs, target: Tensor) -> int:
-    if not isinstance(target, Tensor):
-        raise TypeError(f"SelectiveStep: target must be a tensor, got {type(target).__name__}")
-    if target.dim() == 0:
-        raise ValueError("SelectiveStep: target must be [B, ...], got a tensor without dimensions")
-    batch_size = target.shape[0]
-    for name, value in _tensors(inputs):
-        if value.dim() == 0 or value.shape[0] != batch_size:
-            raise ValueError(
-                f"SelectiveStep: {name} must have the first dimension {batch_size} of target, "
-                f"got shape {list(value.shape)}"
-            )
-    if batch_size == 0:
-        raise ValueError("SelectiveStep: the batch must not be empty")
-    return batch_size
-
-
-def _forward(model: nn.Module, inputs: Inputs) -> Any:
-    if isinstance(inputs, Tensor):
-        return model(inputs)
-    if isinstance(inputs, dict):
-        return model(**inputs)
-    return model(*inputs)
-
-
-def _take(inputs: Inputs, indices: Tensor) -> Inputs:
-    def rows(value: Tensor) -> Tensor:
-        return value.index_select(0, indices.to(value.device))
-
-    if isinstance(inputs, Tensor):
-        return rows(inputs)
-    if isinstance(inputs, dict):
-        return {key: rows(value) for key, value in inputs.items()}
-    return tuple(rows(value) for value in inputs)
+    def _without_communication(self) -> AbstractContextManager[Any]:
+        # Gradients of the ranks need to meet once per optimizer step only.
+        no_sync = getattr(self.model, "no_sync", None)
+        if no_sync is None or ranks.world_size(self.selection.process_group) == 1:
+            return nullcontext()
+        return no_sync()  # type: ignore[no-any-return]

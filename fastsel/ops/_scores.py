@@ -1,27 +1,13 @@
-"""Typed front door of the native operators.
-
-Each function here checks its arguments, so that a mistake is named in Python terms, and calls the
-operator of the same name under ``torch.ops.fastsel``. Importing this module loads the native
-libraries and gives their operators what ``torch.compile`` and autograd need: shape functions, and
-derivatives where something is differentiable. All of them trace under
-``torch.compile(fullgraph=True)``, with dynamic shapes too.
-"""
+"""`sample_scores`: the wrapper, shape functions and derivative."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastsel import _library
-
-_library.load()
-
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-_FLOAT_NAMES = "float32, float16, bfloat16 or float64"
-_require: Callable[[Any, Callable[[], str]], None] = torch._check
+from fastsel.ops._checks import check_float_tensor, name, require
 
 
 class SampleScores(NamedTuple):
@@ -38,18 +24,6 @@ class SampleScores(NamedTuple):
     grad_norm: Tensor  # [B]
     entropy: Tensor  # [B]
     lse: Tensor  # [B]
-
-
-class TopK(NamedTuple):
-    """What `topk` returns.
-
-    Attributes:
-        values: The chosen scores ``[..., k]``, in the dtype of the scores.
-        indices: Their positions in the last dimension ``[..., k]``, int64.
-    """
-
-    values: Tensor  # [..., k]
-    indices: Tensor  # [..., k]
 
 
 def sample_scores(
@@ -98,11 +72,11 @@ def sample_scores(
         >>> scores.grad_norm
         tensor([0.1686, 1.2456])
     """
-    _check_float_tensor("sample_scores", "logits", logits)
+    check_float_tensor("sample_scores", "logits", logits)
     if not isinstance(target, Tensor):
         raise TypeError(f"sample_scores: target must be a tensor, got {type(target).__name__}")
     if target.dtype != torch.int64:
-        raise TypeError(f"sample_scores: target must be int64, got {_name(target.dtype)}")
+        raise TypeError(f"sample_scores: target must be int64, got {name(target.dtype)}")
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, (int, torch.SymInt)):
         raise TypeError(
             f"sample_scores: ignore_index must be an int, got {type(ignore_index).__name__}"
@@ -125,75 +99,8 @@ def sample_scores(
     return SampleScores(*_sample_scores(logits, target, ignore_index=ignore_index))
 
 
-def topk(
-    scores: Tensor,  # [..., N]
-    k: int,
-    *,
-    largest: bool = True,
-    sorted: bool = True,
-) -> TopK:
-    """Chooses the k best scores of the last dimension, always the same ones.
-
-    The order is total, so the answer is the one a stable sort gives, on every device and at any
-    thread count: ties go to the lower index, -0.0 equals +0.0, and NaN is the largest value, as in
-    `torch.topk`. ``values`` is differentiable with respect to `scores`.
-
-    Args:
-        scores: Any shape ``[..., N]`` of at least one dimension, N may be 0; float32, float16,
-            bfloat16, and on the CPU float64. Any strides.
-        k: How many to choose, from 0 to N.
-        largest: Choose the largest scores; otherwise the smallest (NaN still counts as the
-            largest).
-        sorted: Order the chosen best first, ties by index. Otherwise they come in ascending order
-            of their index, which is cheaper and reads memory in order when rows are gathered with
-            it.
-
-    Returns:
-        `TopK` of values ``[..., k]`` in the dtype of `scores` and indices ``[..., k]`` in int64.
-
-    Raises:
-        TypeError: An argument is not of the type or dtype above.
-        ValueError: `scores` has no dimension, or k is not between 0 and N.
-
-    Example:
-        >>> values, indices = fastsel.topk(torch.tensor([0.5, 2.0, -1.0, 2.0]), 2)
-        >>> indices
-        tensor([1, 3])
-    """
-    _check_float_tensor("topk", "scores", scores)
-    if isinstance(k, bool) or not isinstance(k, (int, torch.SymInt)):
-        raise TypeError(f"topk: k must be an int, got {type(k).__name__}")
-    if scores.dim() == 0:
-        raise ValueError("topk: scores must have at least one dimension, got shape []")
-    if not 0 <= k <= scores.shape[-1]:
-        raise ValueError(
-            f"topk: k must be between 0 and {scores.shape[-1]} "
-            f"(the size of the last dimension), got {k}"
-        )
-    if scores.requires_grad and torch.is_grad_enabled():
-        # An autograd registration would cost every call three times the operator's own overhead,
-        # and choosing is almost always done without gradients; gathering is differentiable and paid
-        # for only here.
-        indices = _topk(scores.detach(), k, largest=largest, sorted=sorted)[1]
-        return TopK(scores.gather(-1, indices), indices)
-    return TopK(*_topk(scores, k, largest=largest, sorted=sorted))
-
-
 def register(namespace: str) -> None:
-    """Gives the operators of a namespace their shape functions and derivatives.
-
-    ``fastsel`` is registered on import; another build of the same operators, such as the emulated
-    CUDA kernels of the test suite, is registered by whoever loads it. A second call for a namespace
-    does nothing.
-
-    Args:
-        namespace: Where the operators live: ``torch.ops.<namespace>``. Its library must be loaded.
-
-    Raises:
-        RuntimeError: The namespace lacks one of the operators.
-    """
-    if namespace in _registered:
-        return
+    """Gives the operators of a namespace their shape functions and derivative."""
     backward_op = getattr(torch.ops, namespace).sample_scores_backward.default
 
     def backward(
@@ -211,27 +118,10 @@ def register(namespace: str) -> None:
     torch.library.register_fake(
         f"{namespace}::sample_scores_backward", _sample_scores_backward_fake
     )
-    torch.library.register_fake(f"{namespace}::topk", _topk_fake)
     torch.library.register_autograd(
         f"{namespace}::sample_scores", backward, setup_context=_save_for_backward
     )
     torch.library.register_autograd(f"{namespace}::sample_scores_backward", _no_second_derivative)
-    _registered.add(namespace)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _check_float_tensor(op: str, argument: str, value: object) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{op}: {argument} must be a tensor, got {type(value).__name__}")
-    if value.dtype not in _FLOATS:
-        raise TypeError(f"{op}: {argument} must be {_FLOAT_NAMES}, got {_name(value.dtype)}")
-    if value.dtype == torch.float64 and value.device.type == "cuda":
-        raise TypeError(
-            f"{op}: {argument} may be float64 on the CPU only, got float64 on {value.device}"
-        )
 
 
 def _save_for_backward(
@@ -263,9 +153,9 @@ def _sample_scores_fake(
     *,
     ignore_index: int = -100,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    _require(logits.dim() == 2, lambda: "sample_scores: logits must be [B, C]")
-    _require(target.dim() == 1, lambda: "sample_scores: target must be [B]")
-    _require(
+    require(logits.dim() == 2, lambda: "sample_scores: logits must be [B, C]")
+    require(target.dim() == 1, lambda: "sample_scores: target must be [B]")
+    require(
         target.shape[0] == logits.shape[0],
         lambda: "sample_scores: target must be [B] with the B of logits",
     )
@@ -288,21 +178,4 @@ def _sample_scores_backward_fake(
     return logits.new_empty(logits.shape)
 
 
-def _topk_fake(
-    scores: Tensor,  # [..., N]
-    k: int,
-    *,
-    largest: bool = True,
-    sorted: bool = True,
-) -> tuple[Tensor, Tensor]:
-    _require(scores.dim() >= 1, lambda: "topk: scores must have at least one dimension")
-    _require(k >= 0, lambda: "topk: k must not be negative")
-    _require(k <= scores.shape[-1], lambda: "topk: k must not exceed the last dimension")
-    shape = (*scores.shape[:-1], k)
-    return scores.new_empty(shape), scores.new_empty(shape, dtype=torch.int64)
-
-
-_registered: set[str] = set()
-register("fastsel")
 _sample_scores = torch.ops.fastsel.sample_scores.default
-_topk = torch.ops.fastsel.topk.default

@@ -1,0 +1,279 @@
+"""What the adapters share: a step that a framework takes, rows of its batches, checks, states."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from fastsel.data import optional
+from fastsel.select import ranks
+from fastsel.select.adaselection import AdaSelection
+from fastsel.select.batch import Inputs, forward
+from fastsel.select.clock import Stopwatch
+from fastsel.select.scoring import autocast, eval_mode
+from fastsel.select.selection import BatchSelection
+from fastsel.select.selector import Selector
+from fastsel.select.switch import Plan
+
+
+class RunningStep:
+    """One training step that a framework takes, from its batch to its optimizer's step.
+
+    Args:
+        selection: What chooses.
+        device: Where the step runs.
+
+    Attributes:
+        plan: What the step is to do.
+        share: What was chosen; None before that, and in a plain step.
+        batch_size: B, 0 until a batch was seen.
+    """
+
+    def __init__(self, selection: BatchSelection, device: torch.device) -> None:
+        """Starts the step's clock."""
+        self.plan: Plan = selection.plan()
+        self.share: ranks.Share | None = None
+        self.batch_size = 0
+        self._selection = selection
+        self._watch: Stopwatch | None = selection.start(device)
+        self._scores: Any = None
+        self._measured: Tensor | None = None
+        self._trained = False
+
+    @property
+    def wants_output(self) -> bool:
+        """Whether `trained` has a use for the training forward's output."""
+        if self._trained:
+            return False
+        if self.plan.select:
+            return self._selection.memory is not None
+        return self._watch is not None and (self.plan.measure or self._selection.memory is not None)
+
+    @property
+    def fraction(self) -> float:
+        """The share of the batch's samples that the step trains on."""
+        if self.share is None:
+            return 1.0
+        return len(self.share.choice.indices) / max(self.batch_size, 1)
+
+    def choose(self, inputs: Inputs, target: Tensor, ids: Tensor | None) -> ranks.Share | None:
+        """What to train on; None for the whole batch. Asked again, it gives the same answer.
+
+        Raises:
+            TypeError: Inputs or target are not of tensors.
+            ValueError: They are not of one batch, or the choice has weights, which the framework's
+                own training step cannot apply.
+        """
+        if self.batch_size:  # optimizers with a closure take the step's forward several times
+            return self.share
+        self.batch_size = batch_size = self._selection.check(inputs, target, ids)
+        if not self.plan.select:
+            return None
+        self._scores = self._selection.score(inputs, target, ids, plan=self.plan)
+        share = self._selection.choose(
+            self._scores, batch_size, device=target.device, plan=self.plan
+        )
+        if share.choice.weights is not None:
+            raise ValueError(_weights_message(self._selection.owner, self._selection.selector))
+        self.share = share
+        return share
+
+    def trained(
+        self,
+        output: Any,  # [k, ...], or [B, ...] in a plain step
+        inputs: Inputs,  # [B, ...] each
+        target: Tensor,  # [B, ...]
+        ids: Tensor | None,  # [B]
+    ) -> None:
+        """Learns from the training forward; `output` is None if that could not be observed.
+
+        Raises:
+            ValueError: There is a loss memory, and no output to fill it from.
+        """
+        if not self.wants_output:
+            return
+        self._trained = True
+        selection = self._selection
+        if output is None and selection.memory is not None:
+            raise ValueError(
+                f"{selection.owner}: a loss memory needs the output of the training forward, but "
+                "the training step did not call the model's forward exactly once"
+            )
+        if self.share is not None:
+            indices = self.share.choice.indices
+            if ids is not None:
+                ids = ids.to(indices.device, non_blocking=indices.is_cuda).index_select(0, indices)
+            selection.remember(output, target.index_select(0, indices), ids)
+            return
+        assert self._watch is not None  # `wants_output` saw to it
+        self._watch.mark("step")
+        if self.plan.measure:
+            if output is None:
+                output = self._forward_again(inputs, target)
+            self._measured = selection.measure_output(output, inputs, target, ids)
+        else:
+            selection.remember(output, target, ids)
+        self._watch.mark("measure")
+
+    def finish(self, *, timed: bool = True) -> None:
+        """Ends the step; with `timed` False its seconds say nothing, as when it was cut short."""
+        selection, watch = self._selection, self._watch
+        if watch is not None:
+            watch.mark("step")
+            if self.plan.measure and self.share is not None:
+                self._measured = selection.share_of(self._scores, self.share)
+                watch.mark("measure")
+        extended = self.plan.select and selection.scores_were_extended
+        selection.finish(self.plan, watch, share=self._measured, timed=timed and not extended)
+
+    def _forward_again(self, inputs: Inputs, target: Tensor) -> Any:
+        scorer = self._selection.scorer
+        casting = autocast(scorer.autocast_dtype, target.device, cache_enabled=False)
+        with torch.no_grad(), eval_mode(scorer.model), casting:
+            return forward(scorer.model, inputs)
+
+
+class Figures:
+    """What a log is told: means since it was told last, and what the selector and switch think."""
+
+    def __init__(self) -> None:
+        """Starts with no steps."""
+        self._steps = 0
+        self._fractions = 0.0
+        self._selected = 0
+
+    def add(self, step: RunningStep) -> None:
+        """Counts a step."""
+        self._steps += 1
+        self._fractions += step.fraction
+        self._selected += step.plan.select
+
+    def take(self, selection: BatchSelection) -> dict[str, float]:
+        """The figures by name; waits for the device if the selector's weights are among them."""
+        steps = max(self._steps, 1)
+        figures = {
+            "fastsel/chosen": self._fractions / steps,
+            "fastsel/selecting": self._selected / steps,
+        }
+        for name, value in (("share", selection.switch.share), ("cost", selection.switch.cost)):
+            if value is not None:
+                figures[f"fastsel/{name}"] = value
+        if isinstance(selection.selector, AdaSelection):
+            for name, weight in selection.selector.weights.items():
+                figures[f"fastsel/weight/{name}"] = weight
+        self._steps, self._fractions, self._selected = 0, 0.0, 0
+        return figures
+
+
+def make_selection(
+    owner: str,
+    criterion: Any,
+    selector: Selector | str,
+    rate: float | None,
+    options: dict[str, Any],
+) -> BatchSelection:
+    """A selection without a model yet; its scorer gets that later, unless there is a scoring model.
+
+    Raises:
+        TypeError: An argument is of the wrong type, or an option unknown.
+        ValueError: The arguments do not fit together, or the selector gives weights.
+    """
+    selection = BatchSelection(nn.Identity(), criterion, selector, rate, owner=owner, **options)
+    if selection.selector.gives_weights:
+        raise ValueError(_weights_message(owner, selection.selector))
+    return selection
+
+
+def take_rows(batch: Any, indices: Tensor, batch_size: int) -> Any:
+    """The rows at `indices` of everything in a batch that has one row a sample.
+
+    That is every tensor whose first dimension is B, and every list or tuple of B texts or numbers.
+    Dicts, lists, tuples and named tuples are gone through and keep their types; other tensors,
+    texts, numbers and None stay as they are.
+
+    Args:
+        batch: The batch, as the framework hands it to the training step.
+        indices: The rows ``[k]``, int64.
+        batch_size: B.
+
+    Raises:
+        TypeError: Something in the batch is of another type.
+
+    Example:
+        >>> take_rows({"x": torch.arange(3), "names": ["a", "b", "c"]}, torch.tensor([0, 2]), 3)
+        {'x': tensor([0, 2]), 'names': ['a', 'c']}
+    """
+    if isinstance(batch, Tensor):
+        if batch.dim() == 0 or batch.shape[0] != batch_size:
+            return batch
+        return batch.index_select(0, indices.to(batch.device))
+    if batch is None or isinstance(batch, (str, bytes, int, float)):
+        return batch
+    kind: Any = type(batch)
+    if isinstance(batch, Mapping):
+        return kind({key: take_rows(part, indices, batch_size) for key, part in batch.items()})
+    if not isinstance(batch, (list, tuple)):
+        raise TypeError(
+            "take_rows: batch must be made of tensors, dicts, lists, tuples, texts and numbers, "
+            f"got {kind.__name__}"
+        )
+    if len(batch) == batch_size and all(isinstance(part, (str, int, float)) for part in batch):
+        parts = [batch[row] for row in indices.tolist()]
+    else:
+        parts = [take_rows(part, indices, batch_size) for part in batch]
+    return kind(*parts) if hasattr(batch, "_fields") else kind(parts)
+
+
+def require(module: str, extra: str) -> Any:
+    """Imports a library for the adapter `extra`; MissingPackageError says how to install it."""
+    return optional.require(module, f"fastsel.integrations.{extra}", extra)
+
+
+def gather_states(state: dict[str, Any], group: Any = None) -> dict[str, Any]:
+    """The states of all ranks, for a checkpoint that one of them writes; every rank must ask."""
+    states: list[Any] = [on_cpu(state)] * ranks.world_size(group)
+    if len(states) > 1:
+        distributed.all_gather_object(states, states[0], group=group)
+    return {"ranks": states}
+
+
+def own_state(owner: str, gathered: dict[str, Any], group: Any = None) -> dict[str, Any]:
+    """This rank's part of what `gather_states` gave; the first one's if the ranks are others now.
+
+    Raises:
+        ValueError: It is nothing that `gather_states` gave.
+    """
+    states = gathered.get("ranks")
+    if not isinstance(states, list) or not states:
+        raise ValueError(f"{owner}: state must have 'ranks', a list of at least one state")
+    world_size = ranks.world_size(group)
+    if len(states) != world_size:
+        warnings.warn(
+            f"{owner}: the state was saved by {len(states)} ranks and is loaded by {world_size}; "
+            "every rank takes the first one's",
+            stacklevel=2,
+        )
+        return dict(states[0])
+    return dict(states[distributed.get_rank(group) if world_size > 1 else 0])
+
+
+def on_cpu(state: Any) -> Any:
+    """A state with its tensors on the CPU, so that any machine can load it."""
+    if isinstance(state, Tensor):
+        return state.detach().cpu()
+    if isinstance(state, dict):
+        return {key: on_cpu(part) for key, part in state.items()}
+    if isinstance(state, (list, tuple)):
+        return type(state)(on_cpu(part) for part in state)
+    return state
+
+
+def _weights_message(owner: str, selector: Selector) -> str:
+    return (
+        f"{owner}: the selector {selector.name!r} gives weights, which the framework's own "
+        "training step cannot apply; take one without, or fastsel.SelectiveStep in a plain loop"
+    )

@@ -1,0 +1,50 @@
+"""Typed front door of the native operators.
+
+Each function here checks its arguments, so that a mistake is named in Python terms, and calls the
+operator of the same name under ``torch.ops.fastsel``. Importing this package loads the native
+libraries and gives their operators what ``torch.compile`` and autograd need: shape functions, and
+derivatives where something is differentiable. All of them trace under
+``torch.compile(fullgraph=True)``, with dynamic shapes too.
+"""
+
+from __future__ import annotations
+
+from fastsel.ops import _adaselection, _scores, _topk
+from fastsel.ops._adaselection import AdaSelectionChoice, adaselection_
+from fastsel.ops._scores import SampleScores, sample_scores
+from fastsel.ops._topk import TopK, topk
+
+__all__ = [
+    "AdaSelectionChoice",
+    "SampleScores",
+    "TopK",
+    "adaselection_",
+    "register",
+    "sample_scores",
+    "topk",
+]
+
+_registered: set[str] = set()
+
+
+def register(namespace: str) -> None:
+    """Gives the operators of a namespace their shape functions and derivatives.
+
+    ``fastsel`` is registered on import; another build of the same operators, such as the emulated
+    CUDA kernels of the test suite, is registered by whoever loads it. A second call for a namespace
+    does nothing.
+
+    Args:
+        namespace: Where the operators live: ``torch.ops.<namespace>``. Its library must be loaded.
+
+    Raises:
+        RuntimeError: The namespace lacks one of the operators.
+    """
+    if namespace in _registered:
+        return
+    for module in (_scores, _topk, _adaselection):
+        module.register(namespace)
+    _registered.add(namespace)
+
+
+register("fastsel")

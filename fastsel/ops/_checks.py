@@ -1,0 +1,32 @@
+"""What the wrappers of several operators check, and how errors name things."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastsel import _library
+
+_library.load()
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+FLOAT_NAMES = "float32, float16, bfloat16 or float64"
+require: Callable[[Any, Callable[[], str]], None] = torch._check
+
+
+def name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def check_float_tensor(op: str, argument: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{op}: {argument} must be a tensor, got {type(value).__name__}")
+    if value.dtype not in FLOATS:
+        raise TypeError(f"{op}: {argument} must be {FLOAT_NAMES}, got {name(value.dtype)}")
+    if value.dtype == torch.float64 and value.device.type == "cuda":
+        raise TypeError(
+            f"{op}: {argument} may be float64 on the CPU only, got float64 on {value.device}"
+        )

@@ -1,0 +1,405 @@
+"""Scoring a batch and choosing from it: all of a selective step but the training."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fastsel.scores import Scores, per_sample_scores
+from fastsel.select import ranks
+from fastsel.select.batch import Inputs, check_batch, check_ids
+from fastsel.select.clock import Reading, Stopwatch
+from fastsel.select.memory import LossMemory, check_range, due_first, without_due
+from fastsel.select.references import ReferenceLosses, ReferenceModel
+from fastsel.select.registry import as_selector, make_selector
+from fastsel.select.scoring import Scorer, check_autocast_dtype
+from fastsel.select.selector import Choice, Selector
+from fastsel.select.switch import CostAwareSwitch, Plan, as_switch, gradient_share
+
+
+class _Watched(NamedTuple):
+    """A step whose seconds, and share if it measured, are still on their way."""
+
+    plan: Plan
+    watch: Stopwatch
+    timed: bool
+    share: Reading | None
+
+    @property
+    def ready(self) -> bool:
+        return self.watch.ready and (self.share is None or self.share.ready)
+
+
+class BatchSelection:
+    """Scores batches, chooses from them, and decides whether choosing pays.
+
+    What `SelectiveStep` and the adapters to training frameworks are built on; the arguments are
+    those of `SelectiveStep`, and the `owner` its errors begin with. One step is
+
+        batch_size = selection.check(inputs, target, ids)
+        plan = selection.plan()
+        watch = selection.start(device)
+        if plan.select:
+            scores = selection.score(inputs, target, plan=plan)
+            share = selection.choose(scores, batch_size, device=device, plan=plan)
+        ...  # train on the chosen samples, or on all of them
+        watch.mark("train")
+        selection.finish(plan, watch, ...)
+
+    Attributes:
+        STATE: What `state_dict` holds.
+        cycle: After how many steps their costs repeat: those to an optimizer step.
+    """
+
+    STATE = frozenset({"selector", "switch", "memory", "steps"})
+
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: Callable[..., Any],
+        selector: Selector | str,
+        rate: float | None = None,
+        *,
+        switch: CostAwareSwitch | str = "auto",
+        autocast_dtype: torch.dtype | None = None,
+        scoring_dtype: torch.dtype | None = None,
+        scoring_mode: str = "eval",
+        scoring_model: nn.Module | None = None,
+        scoring_every: int | None = None,
+        memory: LossMemory | None = None,
+        reference: ReferenceModel | ReferenceLosses | None = None,
+        across_ranks: bool = False,
+        process_group: Any = None,
+        owner: str = "BatchSelection",
+    ) -> None:
+        """Makes a selection."""
+        for name, module in (("model", model), ("scoring_model", scoring_model)):
+            if not isinstance(module, nn.Module) and (name == "model" or module is not None):
+                raise TypeError(
+                    f"{owner}: {name} must be a torch.nn.Module, got {type(module).__name__}"
+                )
+        if not callable(criterion):
+            raise TypeError(f"{owner}: criterion must be callable, got {type(criterion).__name__}")
+        check_autocast_dtype(owner, "autocast_dtype", autocast_dtype)
+        check_autocast_dtype(owner, "scoring_dtype", scoring_dtype)
+        if scoring_every is not None and (
+            isinstance(scoring_every, bool)
+            or not isinstance(scoring_every, int)
+            or scoring_every < 1
+        ):
+            raise ValueError(
+                f"{owner}: scoring_every must be an int of at least 1, got {scoring_every}"
+            )
+        if scoring_mode not in ("eval", "train"):
+            raise ValueError(
+                f"{owner}: scoring_mode must be 'eval' or 'train', got {scoring_mode!r}"
+            )
+        self.owner = owner
+        self.criterion = criterion
+        self.selector = as_selector(owner, selector, rate)
+        self.switch = as_switch(owner, switch)
+        self.scorer = Scorer(
+            model if scoring_model is None else scoring_model,
+            criterion,
+            autocast_dtype=scoring_dtype or autocast_dtype,
+            scoring_mode=scoring_mode,
+        )
+        if "reference_loss" in self.selector.needs and reference is None:
+            raise ValueError(
+                f"{owner}: the selector {self.selector.name!r} needs a reference: a "
+                "ReferenceModel or ReferenceLosses"
+            )
+        if memory is not None and not self.selector.needs <= {"loss", "reference_loss"}:
+            raise ValueError(
+                f"{owner}: a memory holds losses, but the selector "
+                f"{self.selector.name!r} needs {', '.join(sorted(self.selector.needs))}"
+            )
+        self.memory = memory
+        self.reference = reference
+        self.scoring_every = scoring_every
+        self.across_ranks = across_ranks
+        self.process_group = process_group
+        self.cycle = 1
+        self.steps = 0
+        self._random = make_selector("uniform", rate=self.selector.rate)
+        self._watched: list[_Watched] = []
+        self._norms_known = True
+        self._norms_are_free = False
+        self.scores_were_extended = False
+
+    def plan(self) -> Plan:
+        """What the next step is to do: a selector that needs no scores costs nothing."""
+        if not self.selector.needs:
+            return Plan(select=self.switch.force != "plain", measure=False)
+        plan = self.switch.plan()
+        unscored = plan.select and self.scoring_every is not None and not self._scoring_is_due()
+        if plan.measure and (unscored or any(step.plan.measure for step in self._watched)):
+            plan = plan._replace(measure=False)  # nothing to learn here, or about to be learnt
+        return plan
+
+    def check(self, inputs: Inputs, target: Tensor, ids: Tensor | None) -> int:
+        """The batch size B, if the batch has all that its step needs.
+
+        Raises:
+            TypeError: `inputs`, `target` or `ids` is not of tensors, or `ids` not int64.
+            ValueError: They are not of one batch, or `ids` is missing where it is needed.
+            IndexError: An id is outside the data set; on CUDA a device-side assertion fails later.
+        """
+        batch_size = check_batch(self.owner, inputs, target)
+        check_ids(self.owner, ids, batch_size)
+        tables = {} if self.memory is None else {"a loss memory": self.memory.size}
+        if isinstance(self.reference, ReferenceLosses) and "reference_loss" in self.selector.needs:
+            tables["a table of reference losses"] = len(self.reference.table)
+        for what, size in tables.items():
+            if ids is None:
+                raise ValueError(f"{self.owner}: ids must be given where there is {what}")
+            check_range(self.owner, ids, size)
+        return batch_size
+
+    def score(
+        self,
+        inputs: Inputs,  # [B, ...] each
+        target: Tensor,  # [B, ...]
+        ids: Tensor | None = None,  # [B]
+        *,
+        plan: Plan | None = None,
+    ) -> Scores | None:
+        """Scores the batch, or recalls its losses; None if this step chooses without scores.
+
+        A recalled loss is NaN where a sample has never been seen or is due for another visit.
+        """
+        needs = self.selector.needs
+        self.scores_were_extended = False
+        if not needs or not self._scoring_is_due():
+            if not needs or self.memory is None:
+                return None
+            return self._with_reference(self._recalled(ids), inputs, target, ids)
+        measuring = plan is not None and plan.measure
+        if measuring and self._norms_known:
+            needs = needs | {"grad_norm"}
+        scores = self._try_scoring(functools.partial(self.scorer, inputs, target), needs)
+        if not measuring:
+            self._norms_are_free = scores.grad_norm is not None
+        self.scores_were_extended = measuring and self._norms_known and not self._norms_are_free
+        return self._with_reference(scores, inputs, target, ids)
+
+    def choose(
+        self,
+        scores: Scores | None,
+        batch_size: int,
+        *,
+        device: torch.device | None = None,
+        plan: Plan | None = None,
+    ) -> ranks.Share:
+        """Chooses from the batch, or from those of all ranks together.
+
+        In a trial the choice is made, and the batch's first samples are given instead.
+        """
+        selector, due = self.selector, None
+        if scores is None:
+            scores = Scores(batch_size=batch_size, batch_device=device)
+            if selector.needs:
+                selector, self._random.rate = self._random, selector.rate
+        elif scores.size != batch_size:
+            raise ValueError(
+                f"{self.owner}: scores must be of the batch's {batch_size} samples, "
+                f"got {scores.size}"
+            )
+        elif self.memory is not None and not self._scoring_is_due():
+            scores, due = without_due(scores)
+        share = self._select(selector, scores)
+        choice = share.choice
+        if plan is not None and plan.trial:
+            first = torch.arange(selector.count(batch_size), device=choice.indices.device)
+            share, choice = share._replace(scale=1.0), Choice(first)
+        elif due is not None and choice.weights is None:
+            choice = Choice(due_first(due, choice.indices), None)
+        if device is not None:
+            weights = choice.weights
+            weights = None if weights is None else weights.to(device)
+            choice = Choice(choice.indices.to(device), weights)
+        return share._replace(choice=choice)
+
+    def share_of(self, scores: Scores | None, share: ranks.Share) -> Tensor | None:
+        """The share of the gradient norm that the choice carries: of the batches it is from."""
+        if scores is None:
+            return None
+        size = scores.loss if scores.grad_norm is None else scores.grad_norm
+        if size is None:
+            return None
+        indices = share.choice.indices.to(size.device)
+        if not self._globally:
+            return gradient_share(size, indices)
+        # A rank without a chosen sample has one all the same, at scale 0.
+        add_up = functools.partial(ranks.sum_over_ranks, group=self.process_group)
+        return gradient_share(size, indices if share.scale > 0 else indices[:0], add_up)
+
+    def measure_output(
+        self,
+        output: Any,  # [B, ...]
+        inputs: Inputs,  # [B, ...] each
+        target: Tensor,  # [B, ...]
+        ids: Tensor | None = None,  # [B]
+    ) -> Tensor | None:
+        """The share that a choice would have carried in a plain step, from that step's output."""
+        needs = self.selector.needs | ({"grad_norm"} if self._norms_known else {"loss"})
+        output = output.detach() if isinstance(output, Tensor) else output
+        run = functools.partial(_scores_of, self.criterion, output, target)
+        scores = self._with_reference(self._try_scoring(run, needs), inputs, target, ids)
+        if self.memory is not None and ids is not None and scores.loss is not None:
+            self.memory.update(ids, scores.loss, self.steps)
+        return self.share_of(scores, self._select(self.selector, scores))
+
+    def remember(
+        self,
+        output: Any,  # [k, ...]
+        target: Tensor,  # [k, ...]
+        ids: Tensor | None,  # [k]
+    ) -> None:
+        """Puts the losses of the samples just trained on into the memory, if there is one."""
+        if self.memory is None or ids is None:
+            return
+        losses = _scores_of(self.criterion, output, target, {"loss"}).loss
+        assert losses is not None
+        self.memory.update(ids, losses, self.steps)
+
+    def start(self, device: torch.device) -> Stopwatch | None:
+        """Starts timing a step; None where nobody wants to know."""
+        if self.switch.force is not None or not self.selector.needs:
+            return None
+        return Stopwatch(device)
+
+    def finish(
+        self,
+        plan: Plan,
+        watch: Stopwatch | None,
+        *,
+        share: Tensor | None = None,
+        timed: bool = True,
+    ) -> None:
+        """Ends a step: the switch hears of it as soon as its seconds are known.
+
+        Args:
+            plan: What the step did.
+            watch: Its stopwatch, with the phase ``"measure"`` for what only the measuring took.
+            share: The share found, if it measured.
+            timed: False where the other phases held work that an ordinary step does not do.
+        """
+        self.steps += 1
+        if watch is None:
+            return
+        reading = None if share is None else Reading(share)
+        self._watched.append(_Watched(plan, watch, timed, reading))
+        # Ranks have to hear of the same steps at the same time. There a device is given two steps
+        # to get ahead, and then waited for.
+        several = ranks.world_size(self.process_group) > 1
+        pending = 2 if several and watch.on_cuda else 0
+        while len(self._watched) > pending and (several or self._watched[0].ready):
+            self._hear(self._watched.pop(0), several)
+
+    def compile(self, **options: Any) -> None:
+        """Compiles the scoring forward; `options` are those of `torch.compile`."""
+        self.scorer.compile(**options)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The states of selector, switch and memory, and the number of steps."""
+        return {
+            "selector": self.selector.state_dict(),
+            "switch": self.switch.state_dict(),
+            "memory": None if self.memory is None else self.memory.state_dict(),
+            "steps": self.steps,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes over what `state_dict` gave; on an error nothing has changed."""
+        missing = sorted(self.STATE - state.keys())
+        if missing:
+            raise ValueError(f"{self.owner}: state must have {', '.join(missing)}")
+        if (state["memory"] is None) != (self.memory is None):
+            raise ValueError(
+                f"{self.owner}: a loss memory must be in both, state and step, or in neither"
+            )
+        before = self.selector.state_dict(), self.switch.state_dict()
+        try:
+            self.selector.load_state_dict(state["selector"])
+            self.switch.load_state_dict(state["switch"])
+            if self.memory is not None:
+                self.memory.load_state_dict(state["memory"])
+        except Exception:
+            self.selector.load_state_dict(before[0])
+            self.switch.load_state_dict(before[1])
+            raise
+        self.steps = state["steps"]
+        self._watched.clear()
+
+    @property
+    def _globally(self) -> bool:
+        return self.across_ranks and ranks.world_size(self.process_group) > 1
+
+    def _select(self, selector: Selector, scores: Scores) -> ranks.Share:
+        if self._globally:
+            return ranks.choose_globally(selector, scores, self.process_group)
+        return ranks.Share(selector.select(scores), 1.0)
+
+    def _scoring_is_due(self) -> bool:
+        if self.scoring_every is None:
+            return self.memory is None
+        return self.steps % self.scoring_every == 0
+
+    def _try_scoring(
+        self, run: Callable[[Collection[str]], Scores], needs: frozenset[str]
+    ) -> Scores:
+        try:
+            return run(needs)
+        except (TypeError, ValueError):
+            if needs == self.selector.needs or "grad_norm" in self.selector.needs:
+                raise
+            scores = run(self.selector.needs | {"loss"})
+            # A criterion without a gradient at the output: its losses stand in from now on.
+            self._norms_known = False
+            return scores
+
+    def _with_reference(
+        self, scores: Scores, inputs: Inputs, target: Tensor, ids: Tensor | None
+    ) -> Scores:
+        if self.reference is None or "reference_loss" not in self.selector.needs:
+            return scores
+        return self.reference.add_to(scores, inputs, target, ids, self.criterion)
+
+    def _recalled(self, ids: Tensor | None) -> Scores:
+        assert self.memory is not None
+        if ids is None:
+            raise ValueError(f"{self.owner}: ids must be given where there is a loss memory")
+        loss, due = self.memory.read(ids, self.steps)  # [B], [B]
+        return Scores(loss=loss.masked_fill(due, math.nan))
+
+    def _hear(self, step: _Watched, several: bool) -> None:
+        seconds = step.watch.seconds()
+        probe = seconds.pop("measure", 0.0)
+        share = math.nan if step.share is None else step.share.value()
+        every = 1 if self.scoring_every is None else self.scoring_every
+        if self.memory is None:  # the steps that do not score choose at random
+            share = (share + (every - 1) * self.selector.rate) / every
+        agree = functools.partial(ranks.mean_over_ranks, group=self.process_group)
+        self.switch.observe(
+            step.plan,
+            seconds=sum(seconds.values()) if step.timed else None,
+            share=share,
+            probe_seconds=probe,
+            cycle=math.lcm(self.cycle, every) if step.plan.select else self.cycle,
+            agree=agree if several else None,
+        )
+
+
+def _scores_of(
+    criterion: Callable[..., Any],
+    output: Any,  # [B, ...]
+    target: Tensor,  # [B, ...]
+    needs: Collection[str],
+) -> Scores:
+    return per_sample_scores(criterion, output, target, needs=needs)
