@@ -18,7 +18,7 @@ from integration_samples import (
     samples,
     sgd_steps,
 )
-from test_integrations_lightning import Module, callback, fit
+from lightning_samples import Module, callback, fit
 from torch import Tensor, distributed, nn
 from torch.utils.data import DataLoader, TensorDataset
 

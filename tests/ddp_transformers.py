@@ -18,8 +18,8 @@ from integration_samples import (
     samples,
     sgd_steps,
 )
-from test_integrations_transformers import Classifier, Rows, trainer
 from torch import Tensor, distributed, nn
+from transformers_samples import Classifier, Rows, trainer
 
 from fastsel.select import CostAwareSwitch, Uniform
 

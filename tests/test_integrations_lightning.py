@@ -1,9 +1,7 @@
-"""`SelectiveCallback`: which rows a LightningModule trains on, and what is left of it after."""
+"""`SelectiveCallback`: which rows a LightningModule trains on, and what it logs."""
 
 from __future__ import annotations
 
-import copy
-import warnings
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -29,96 +27,12 @@ from integration_samples import (
     samples,
     sgd_steps,
 )
-from torch import Tensor, nn
+from lightning_samples import Module, Rows, callback, fit, loader
+from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
-from fastsel.integrations.lightning import SelectiveCallback
-from fastsel.select import (
-    AdaSelection,
-    BigLoss,
-    CostAwareSwitch,
-    ImportanceSampling,
-    LossMemory,
-    ReferenceLosses,
-    Uniform,
-)
-from fastsel.select.selector import Selector
-
-
-class Module(pl.LightningModule):
-    """A classifier that keeps what its training step is given."""
-
-    def __init__(self, *, calls_forward: bool = True) -> None:
-        super().__init__()
-        self.net = network()
-        self.calls_forward = calls_forward
-        self.batches: list[Any] = []
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        logits: Tensor = self.net(inputs)
-        return logits
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        self.batches.append(batch)
-        if isinstance(batch, dict):
-            inputs, target = batch["x"], batch["y"]
-        else:
-            inputs, target = batch[:2]
-        loss = F.cross_entropy(self(inputs) if self.calls_forward else self.net(inputs), target)
-        self.log("loss", loss)
-        return loss
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-    @property
-    def sizes(self) -> list[int]:
-        """How many samples each step was given."""
-        return [len(batch["x"] if isinstance(batch, dict) else batch[0]) for batch in self.batches]
-
-
-class Rows(Dataset[Any]):
-    """Rows of any kind, which the loader's default collation puts together."""
-
-    def __init__(self, rows: list[Any]) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.rows[index]
-
-
-def loader(batches: int = 1) -> DataLoader[Any]:
-    return DataLoader(TensorDataset(*samples(batches)), batch_size=B)
-
-
-def callback(selector: Any = "big_loss", rate: Any = RATE, **kwargs: Any) -> SelectiveCallback:
-    if isinstance(selector, Selector):
-        rate = None
-    return SelectiveCallback(
-        nn.CrossEntropyLoss(), selector, rate, **{"switch": "select", **kwargs}
-    )
-
-
-def trainer(*callbacks: Any, flavour: Any = pl, **kwargs: Any) -> Any:
-    defaults = {
-        "max_epochs": 1, "accelerator": "cpu", "logger": False, "enable_checkpointing": False,
-        "enable_progress_bar": False, "enable_model_summary": False, "log_every_n_steps": 1,
-    }  # fmt: skip
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return flavour.Trainer(callbacks=list(callbacks), **{**defaults, **kwargs})
-
-
-def fit(module: Any, data: Any, *callbacks: Any, ckpt_path: Any = None, **kwargs: Any) -> Any:
-    made = trainer(*callbacks, **kwargs)
-    with warnings.catch_warnings():  # about the number of workers, and torch's own deprecations
-        warnings.simplefilter("ignore")
-        made.fit(module, data, ckpt_path=ckpt_path)
-    return made
+from fastsel.select import CostAwareSwitch, LossMemory, ReferenceLosses
 
 
 def test_it_trains_on_the_chosen_samples_alone() -> None:
@@ -307,36 +221,6 @@ def test_an_optimizer_with_a_closure_sees_one_choice() -> None:
         assert torch.equal(batch[0], module.batches[0][0])
 
 
-def test_the_module_is_as_it_was_after_the_fit() -> None:
-    module = Module()
-    selective = callback()
-    fit(module, loader(), selective)
-    assert "training_step" not in vars(module)
-    assert not module._forward_hooks
-    fit(module, loader(), selective)  # and once more
-    assert module.sizes == [K, K]
-
-
-def test_the_module_is_as_it_was_after_an_exception() -> None:
-    class Failing(Module):
-        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-            raise RuntimeError("out of luck")
-
-    module = Failing()
-    with pytest.raises(RuntimeError, match="out of luck"):
-        fit(module, loader(), callback())
-    assert "training_step" not in vars(module)
-
-
-def test_a_training_step_of_the_instance_comes_back() -> None:
-    module = Module()
-    own = module.training_step
-    module.__dict__["training_step"] = own
-    fit(module, loader(), callback())
-    assert vars(module)["training_step"] is own
-    assert module.sizes == [K]
-
-
 def test_a_compiled_module_trains_on_the_chosen_samples() -> None:
     class Silent(Module):  # torch.compile cannot trace Lightning's log
         def log(self, *args: Any, **kwargs: Any) -> None:
@@ -363,40 +247,6 @@ def test_figures_are_logged() -> None:
         assert logged[f"fastsel/weight/{name}"] == pytest.approx(weight)
     silent = fit(Module(), loader(), callback(log=False))
     assert not any(name.startswith("fastsel") for name in silent.callback_metrics)
-
-
-def resumable() -> SelectiveCallback:
-    selector = AdaSelection(("big_loss", "small_loss", "uniform"), rate=RATE)
-    memory = LossMemory(3 * B)
-    return callback(selector, ids_key=2, memory=memory, scoring_every=2)
-
-
-def drawing() -> SelectiveCallback:
-    return callback(Uniform(RATE, generator=torch.Generator().manual_seed(5)), ids_key=2)
-
-
-@pytest.mark.parametrize("make", [resumable, drawing])
-def test_a_resumed_fit_goes_on_as_the_uninterrupted_one(make: Any, tmp_path: Path) -> None:
-    data = DataLoader(TensorDataset(*samples(3), torch.arange(3 * B)), batch_size=B)
-    whole = Module()
-    fit(whole, data, make(), max_epochs=2)
-    fit(Module(), data, make()).save_checkpoint(tmp_path / "half.ckpt")
-    resumed, selective = Module(), make()
-    fit(resumed, data, selective, max_epochs=2, ckpt_path=tmp_path / "half.ckpt")
-    assert len(resumed.batches) == 3
-    assert_same_weights(resumed, whole)
-    for one, other in zip(resumed.batches, whole.batches[3:], strict=True):
-        assert torch.equal(one[2], other[2])
-
-
-def test_a_state_of_another_selector_is_refused_and_changes_nothing() -> None:
-    selective, other = callback(), callback("small_loss")
-    before = other.state_dict()
-    with pytest.raises(ValueError, match="'small_loss', got that of 'big_loss'"):
-        other.load_state_dict(selective.state_dict())
-    with pytest.raises(ValueError, match="state must have 'ranks'"):
-        other.load_state_dict({})
-    assert other.state_dict() == before
 
 
 def test_training_improves() -> None:
@@ -426,59 +276,3 @@ def test_a_trainer_of_the_other_package_takes_it() -> None:
 def test_two_ranks(tmp_path: Path) -> None:
     """The script checks what each rank trained on; see there."""
     run_ranks("ddp_lightning.py", tmp_path)
-
-
-def test_bad_arguments_are_named() -> None:
-    with pytest.raises(ValueError, match="'importance' gives weights, which the framework's own"):
-        callback(ImportanceSampling(RATE))
-    with pytest.raises(ValueError, match="rate must be given"):
-        SelectiveCallback(nn.CrossEntropyLoss(), "big_loss")
-    with pytest.raises(TypeError, match="criterion must be callable"):
-        SelectiveCallback(None, "big_loss", RATE)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="no_such_option"):
-        callback(no_such_option=1)
-    with pytest.raises(ValueError, match="needs a reference"):
-        callback("rho_loss")
-
-
-def test_weights_that_come_unannounced_are_refused_in_the_step() -> None:
-    class Late(BigLoss):
-        def select(self, scores: Any) -> Any:
-            return super().select(scores)._replace(weights=torch.ones(K))
-
-    with pytest.raises(ValueError, match="gives weights"):
-        fit(Module(), loader(), callback(Late(RATE)))
-
-
-def test_bad_batches_are_named() -> None:
-    three = DataLoader(TensorDataset(*samples(), torch.arange(B)), batch_size=B)
-    with pytest.raises(ValueError, match="tuple or list of two, inputs and target, got 3"):
-        fit(Module(), three, callback())
-    with pytest.raises(ValueError, match="no ids at ids_key 'row'"):
-        fit(Module(), loader(), callback(ids_key="row"))
-    short = callback(batch_to_inputs_and_target=lambda batch: (batch[0], batch[1][:5]))
-    with pytest.raises(ValueError, match="SelectiveCallback: inputs must have the first dimension"):
-        fit(Module(), loader(), short)
-
-
-def test_a_memory_needs_a_training_step_that_calls_forward() -> None:
-    data = DataLoader(TensorDataset(*samples(), torch.arange(B)), batch_size=B)
-    selective = callback(ids_key=2, memory=LossMemory(B))
-    with pytest.raises(ValueError, match="memory needs the output of the training forward"):
-        fit(Module(calls_forward=False), data, selective)
-
-
-def test_a_module_that_iterates_by_itself_is_refused() -> None:
-    class Iterating(Module):
-        def training_step(self, dataloader_iter: Any) -> Tensor:  # type: ignore[override]
-            raise AssertionError("never called")
-
-    with pytest.raises(ValueError, match="takes a dataloader_iter"):
-        fit(Iterating(), loader(), callback())
-
-
-def test_the_callback_can_be_copied_and_keeps_no_module_alive() -> None:
-    selective = callback()
-    fit(Module(), loader(), selective)
-    assert not any(isinstance(part, Module) for part in vars(selective.selection.scorer).values())
-    assert copy.deepcopy(selective).selection.steps == 1

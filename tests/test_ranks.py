@@ -115,6 +115,30 @@ def with_a_broken_sample(rank: int) -> dict[str, Any]:
     }
 
 
+class WithSpares(nn.Module):
+    """Uses one of its layers never, and one on the first rank only."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.used, self.unused, self.here = (nn.Linear(D, C) for _ in range(3))
+        self.rank = rank
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        output: Tensor = self.used(inputs)
+        return output + self.here(inputs) if self.rank == 0 else output
+
+
+def flushed_with_spares(rank: int) -> list[bool]:
+    """Which parameters have a gradient after a flush."""
+    model = WithSpares(rank)
+    wrapped = DistributedDataParallel(model, find_unused_parameters=True)
+    step = make_step(wrapped, "big_loss", switch="select", accumulation_steps=2)
+    inputs, target = data(0)
+    step(inputs[:B], target[:B])
+    step.flush()
+    return [parameter.grad is not None for parameter in model.parameters()]
+
+
 def work(rank: int, folder: str) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
@@ -127,6 +151,7 @@ def work(rank: int, folder: str) -> None:
     results["switched"] = switched(rank)
     results["switched together"] = switched_together(rank)
     results["broken"] = with_a_broken_sample(rank)
+    results["spares"] = flushed_with_spares(rank)
     torch.save(results, f"{folder}/{rank}.pt")
     leave_job()
 
@@ -228,3 +253,8 @@ def test_a_rank_without_a_choice_touches_no_broken_sample(results: list[dict[str
     assert first["after"].isfinite().all()
     assert torch.equal(first["after"], second["after"])
     assert not torch.equal(first["after"], first["weights"])
+
+
+def test_a_flush_gives_no_gradient_to_what_no_rank_used(results: list[dict[str, Any]]) -> None:
+    for result in results:
+        assert result["spares"] == [True, True, False, False, True, True]

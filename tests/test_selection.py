@@ -218,6 +218,20 @@ def test_bad_ids_train_nothing(
     assert step.selection.steps == 0
 
 
+@pytest.mark.parametrize("select", [True, False])
+def test_a_criterion_that_fills_no_memory_trains_nothing(select: bool) -> None:
+    step = make_step(
+        memory=LossMemory(B), switch=Planned(Plan(select=select, measure=False)), scoring_every=2
+    )
+    step.selection.steps = 1  # a step that recalls, so that only the training forward runs
+    step.criterion = step.selection.criterion = lambda output, target: output.sum()
+    before = copy.deepcopy(step.model.state_dict())
+    with pytest.raises(ValueError, match="gives no per-sample losses"):
+        step(*batch(), torch.arange(B))
+    assert all(torch.equal(before[name], part) for name, part in step.model.state_dict().items())
+    assert step.selection.steps == 1
+
+
 def test_a_table_of_references_needs_ids_in_plain_steps_too() -> None:
     step = make_step(
         selector="rho_loss",

@@ -30,6 +30,10 @@ def simulate(
     noise = noise or itertools.repeat(1.0)
     for step in range(steps):
         plan = switch.plan()
+        plans.append(plan)
+        if not plan.watch:
+            switch.skip()
+            continue
         now_share = share(step) if callable(share) else share
         now_cost = cost(step) if callable(cost) else cost
         switch.observe(
@@ -38,7 +42,6 @@ def simulate(
             share=now_share if plan.measure else math.nan,
             probe_seconds=probe if plan.measure else 0.0,
         )
-        plans.append(plan)
     return plans
 
 
@@ -50,7 +53,7 @@ def chosen(plans: list[Plan]) -> int:
 def test_forced_either_way(force: str) -> None:
     switch = CostAwareSwitch(force)
     plans = simulate(switch, 50, share=0.9 if force == "plain" else 0.1, cost=0.5)
-    assert set(plans) == {Plan(force == "select", False)}
+    assert set(plans) == {Plan(force == "select", measure=False, watch=False)}
     assert switch.decisions == []
 
 
@@ -76,6 +79,22 @@ def test_watching_a_losing_choice_costs_next_to_nothing() -> None:
     assert lost <= 0.01 * steps
     # Selective steps also teach less than plain ones.
     assert chosen(plans) <= 0.01 * steps
+
+
+def test_most_steps_run_without_a_clock() -> None:
+    plans = simulate(CostAwareSwitch(), 5000, share=0.5, cost=1.2, probe=0.1)
+    assert sum(plan.watch for plan in plans) < 0.25 * len(plans)
+    assert all(plan.watch for plan in plans if plan.measure or plan.trial)
+
+
+def test_a_share_that_rises_early_is_noticed_early() -> None:
+    """Probes are dear here, one in 200 steps in the long run."""
+    switch = CostAwareSwitch()
+    plans = simulate(switch, 400, share=lambda step: min(0.5 + step / 200, 0.9), cost=0.6, probe=1)
+    first = next(step for step, plan in enumerate(plans) if plan.select and not plan.trial)
+    assert 20 <= first < 45
+    late = simulate(CostAwareSwitch(), 4000, share=0.1, cost=0.6, probe=1.0)[2000:]
+    assert sum(plan.measure for plan in late) == 10
 
 
 def test_follows_a_share_that_rises_and_falls() -> None:
@@ -238,7 +257,7 @@ def test_a_foreign_state_changes_nothing() -> None:
 def test_a_state_leaves_what_was_forced() -> None:
     switch = CostAwareSwitch("select")
     switch.load_state_dict(CostAwareSwitch().state_dict())
-    assert switch.plan() == Plan(select=True, measure=False)
+    assert switch.plan() == Plan(select=True, measure=False, watch=False)
 
 
 def test_gradient_share() -> None:

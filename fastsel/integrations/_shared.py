@@ -39,7 +39,7 @@ class RunningStep:
         self.share: ranks.Share | None = None
         self.batch_size = 0
         self._selection = selection
-        self._watch: Stopwatch | None = selection.start(device)
+        self._watch: Stopwatch | None = selection.start(self.plan, device)
         self._scores: Any = None
         self._measured: Tensor | None = None
         self._trained = False
@@ -49,9 +49,8 @@ class RunningStep:
         """Whether `trained` has a use for the training forward's output."""
         if self._trained:
             return False
-        if self.plan.select:
-            return self._selection.memory is not None
-        return self._watch is not None and (self.plan.measure or self._selection.memory is not None)
+        measures = self.plan.measure and not self.plan.select
+        return measures or self._selection.memory is not None
 
     @property
     def fraction(self) -> float:
@@ -109,15 +108,16 @@ class RunningStep:
                 ids = ids.to(indices.device, non_blocking=indices.is_cuda).index_select(0, indices)
             selection.remember(output, target.index_select(0, indices), ids)
             return
-        assert self._watch is not None  # `wants_output` saw to it
-        self._watch.mark("step")
+        if self._watch is not None:
+            self._watch.mark("step")
         if self.plan.measure:
             if output is None:
                 output = self._forward_again(inputs, target)
             self._measured = selection.measure_output(output, inputs, target, ids)
         else:
             selection.remember(output, target, ids)
-        self._watch.mark("measure")
+        if self._watch is not None:
+            self._watch.mark("measure")
 
     def finish(self, *, timed: bool = True) -> None:
         """Ends the step; with `timed` False its seconds say nothing, as when it was cut short."""

@@ -76,6 +76,8 @@ class CapturedStep:
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
             self._result = step(self._inputs, self._target, self._ids)
+        self._selection = selection
+        selection.steps -= 1  # a capture records the step and does not take it
 
     def __call__(
         self,
@@ -102,6 +104,7 @@ class CapturedStep:
         if self._ids is not None and ids is not None:
             _copy_into(self._ids, ids, "ids")
         self._graph.replay()
+        self._selection.steps += 1
         return self._result
 
 

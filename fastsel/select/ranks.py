@@ -86,12 +86,22 @@ def sum_over_ranks(values: Tensor, group: dist.ProcessGroup | None) -> Tensor:
 
 
 def average_gradients(model: nn.Module, group: dist.ProcessGroup | None) -> None:
-    """Puts the mean over the ranks in place of every gradient; a rank without one counts as 0."""
+    """Puts the mean over the ranks in place of every gradient; a rank without one counts as 0.
+
+    A parameter that has no gradient on any rank keeps having none: optimizers pass over it.
+    """
     ranks = world_size(group)
     if ranks == 1:
         return
-    for parameter in model.parameters():
-        if parameter.requires_grad:
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    present = torch.tensor(
+        [parameter.grad is not None for parameter in parameters],
+        dtype=torch.int32,
+        device=_device(group),
+    )
+    dist.all_reduce(present, group=group)
+    for parameter, holders in zip(parameters, present.tolist(), strict=True):
+        if holders:
             grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             dist.all_reduce(grad, group=group)
             parameter.grad = grad.div_(ranks)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Collection
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,26 +13,14 @@ from torch import Tensor, nn
 from fastsel.scores import Scores, per_sample_scores
 from fastsel.select import ranks
 from fastsel.select.batch import Inputs, check_batch, check_ids
-from fastsel.select.clock import Reading, Stopwatch
+from fastsel.select.clock import Stopwatch
 from fastsel.select.memory import LossMemory, check_range, due_first, without_due
 from fastsel.select.references import ReferenceLosses, ReferenceModel
 from fastsel.select.registry import as_selector, make_selector
+from fastsel.select.reports import Reports
 from fastsel.select.scoring import Scorer, check_autocast_dtype
 from fastsel.select.selector import Choice, Selector
 from fastsel.select.switch import CostAwareSwitch, Plan, as_switch, gradient_share
-
-
-class _Watched(NamedTuple):
-    """A step whose seconds, and share if it measured, are still on their way."""
-
-    plan: Plan
-    watch: Stopwatch
-    timed: bool
-    share: Reading | None
-
-    @property
-    def ready(self) -> bool:
-        return self.watch.ready and (self.share is None or self.share.ready)
 
 
 class BatchSelection:
@@ -43,12 +31,13 @@ class BatchSelection:
 
         batch_size = selection.check(inputs, target, ids)
         plan = selection.plan()
-        watch = selection.start(device)
+        watch = selection.start(plan, device)
         if plan.select:
             scores = selection.score(inputs, target, plan=plan)
             share = selection.choose(scores, batch_size, device=device, plan=plan)
         ...  # train on the chosen samples, or on all of them
-        watch.mark("train")
+        if watch is not None:
+            watch.mark("train")
         selection.finish(plan, watch, ...)
 
     Attributes:
@@ -127,7 +116,7 @@ class BatchSelection:
         self.cycle = 1
         self.steps = 0
         self._random = make_selector("uniform", rate=self.selector.rate)
-        self._watched: list[_Watched] = []
+        self._reports = Reports(self.switch, process_group)
         self._norms_known = True
         self._norms_are_free = False
         self.scores_were_extended = False
@@ -135,10 +124,10 @@ class BatchSelection:
     def plan(self) -> Plan:
         """What the next step is to do: a selector that needs no scores costs nothing."""
         if not self.selector.needs:
-            return Plan(select=self.switch.force != "plain", measure=False)
+            return Plan(select=self.switch.force != "plain", measure=False, watch=False)
         plan = self.switch.plan()
         unscored = plan.select and self.scoring_every is not None and not self._scoring_is_due()
-        if plan.measure and (unscored or any(step.plan.measure for step in self._watched)):
+        if plan.measure and (unscored or self._reports.measuring):
             plan = plan._replace(measure=False)  # nothing to learn here, or about to be learnt
         return plan
 
@@ -268,11 +257,9 @@ class BatchSelection:
         assert losses is not None
         self.memory.update(ids, losses, self.steps)
 
-    def start(self, device: torch.device) -> Stopwatch | None:
+    def start(self, plan: Plan, device: torch.device) -> Stopwatch | None:
         """Starts timing a step; None where nobody wants to know."""
-        if self.switch.force is not None or not self.selector.needs:
-            return None
-        return Stopwatch(device)
+        return Stopwatch(device) if plan.watch else None
 
     def finish(
         self,
@@ -291,16 +278,12 @@ class BatchSelection:
             timed: False where the other phases held work that an ordinary step does not do.
         """
         self.steps += 1
-        if watch is None:
-            return
-        reading = None if share is None else Reading(share)
-        self._watched.append(_Watched(plan, watch, timed, reading))
-        # Ranks have to hear of the same steps at the same time. There a device is given two steps
-        # to get ahead, and then waited for.
-        several = ranks.world_size(self.process_group) > 1
-        pending = 2 if several and watch.on_cuda else 0
-        while len(self._watched) > pending and (several or self._watched[0].ready):
-            self._hear(self._watched.pop(0), several)
+        every = 1 if self.scoring_every is None else self.scoring_every
+        if share is not None and every > 1 and self.memory is None:
+            # The steps that do not score choose at random.
+            share = (share + (every - 1) * self.selector.rate) / every
+        cycle = math.lcm(self.cycle, every) if plan.select else self.cycle
+        self._reports.add(plan, watch, share=share, timed=timed, cycle=cycle)
 
     def compile(self, **options: Any) -> None:
         """Compiles the scoring forward; `options` are those of `torch.compile`."""
@@ -335,7 +318,7 @@ class BatchSelection:
             self.switch.load_state_dict(before[1])
             raise
         self.steps = state["steps"]
-        self._watched.clear()
+        self._reports.clear()
 
     @property
     def _globally(self) -> bool:
@@ -377,23 +360,6 @@ class BatchSelection:
             raise ValueError(f"{self.owner}: ids must be given where there is a loss memory")
         loss, due = self.memory.read(ids, self.steps)  # [B], [B]
         return Scores(loss=loss.masked_fill(due, math.nan))
-
-    def _hear(self, step: _Watched, several: bool) -> None:
-        seconds = step.watch.seconds()
-        probe = seconds.pop("measure", 0.0)
-        share = math.nan if step.share is None else step.share.value()
-        every = 1 if self.scoring_every is None else self.scoring_every
-        if self.memory is None:  # the steps that do not score choose at random
-            share = (share + (every - 1) * self.selector.rate) / every
-        agree = functools.partial(ranks.mean_over_ranks, group=self.process_group)
-        self.switch.observe(
-            step.plan,
-            seconds=sum(seconds.values()) if step.timed else None,
-            share=share,
-            probe_seconds=probe,
-            cycle=math.lcm(self.cycle, every) if step.plan.select else self.cycle,
-            agree=agree if several else None,
-        )
 
 
 def _scores_of(

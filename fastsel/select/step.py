@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fastsel.scores import Scores, per_sample_losses
-from fastsel.select import ranks
+from fastsel.select.accumulation import GradientAccumulation
 from fastsel.select.batch import Inputs, forward, take
 from fastsel.select.memory import LossMemory
 from fastsel.select.references import ReferenceLosses, ReferenceModel
@@ -157,8 +156,10 @@ class SelectiveStep:
         self.autocast_dtype = autocast_dtype
         self.accumulation_steps = self.selection.cycle = accumulation_steps
         self.scaler = scaler
-        self._backward = backward
-        self._accumulated = 0
+        self._accumulation = GradientAccumulation(
+            model, optimizer, accumulation_steps,
+            scaler=scaler, backward=backward, process_group=process_group,
+        )  # fmt: skip
         self._loss: Callable[..., tuple[Tensor, Any]] = self._forward_and_loss
 
     @property
@@ -199,7 +200,7 @@ class SelectiveStep:
         if not plan.select:
             return self._plain(plan, inputs, target, ids)
         selection, device = self.selection, target.device
-        watch = selection.start(device)
+        watch = selection.start(plan, device)
         scores = selection.score(inputs, target, ids, plan=plan)
         share = selection.choose(scores, batch_size, device=device, plan=plan)
         loss = self._train(inputs, target, share.choice, share.scale, ids)
@@ -272,13 +273,7 @@ class SelectiveStep:
         Returns:
             Whether there was anything to take a step for.
         """
-        if self._accumulated == 0:
-            return False
-        self._accumulated = 0
-        if hasattr(self.model, "no_sync"):  # these gradients have not met those of other ranks
-            ranks.average_gradients(self.model, self.selection.process_group)
-        self._optimizer_step()
-        return True
+        return self._accumulation.flush()
 
     def compile(self, **options: Any) -> None:
         """Compiles the step's two forwards, the scores and the loss with `torch.compile`.
@@ -297,7 +292,7 @@ class SelectiveStep:
         Model, optimizer, scaler, reference and torch's random state are the caller's to save; so
         are gradients, should it be saved while some accumulate.
         """
-        return {**self.selection.state_dict(), "accumulated": self._accumulated}
+        return {**self.selection.state_dict(), "accumulated": self._accumulation.pending}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes over what `state_dict` gave.
@@ -309,19 +304,26 @@ class SelectiveStep:
         if missing:
             raise ValueError(f"SelectiveStep: state must have {', '.join(missing)}")
         self.selection.load_state_dict(state)
-        self._accumulated = state["accumulated"]
+        self._accumulation.pending = state["accumulated"]
 
     def _plain(self, plan: Plan, inputs: Inputs, target: Tensor, ids: Tensor | None) -> StepResult:
-        watch = self.selection.start(target.device)
-        loss, output = self._take_step(inputs, target)
+        watch = self.selection.start(plan, target.device)
         share = None
-        if watch is not None:
-            watch.mark("step")
+
+        def look(output: Any) -> None:
+            nonlocal share
+            if watch is not None:
+                watch.mark("step")
             if plan.measure:
                 share = self.selection.measure_output(output, inputs, target, ids)
             else:
                 self.selection.remember(output, target, ids)
-            watch.mark("measure")
+            if watch is not None:
+                watch.mark("measure")
+
+        loss = self._take_step(inputs, target, look=look)
+        if watch is not None:
+            watch.mark("step")
         self.selection.finish(plan, watch, share=share)
         everything = torch.arange(target.shape[0], device=target.device)
         return StepResult(loss, everything, None, False)
@@ -336,11 +338,13 @@ class SelectiveStep:
     ) -> Tensor:
         indices = choice.indices
         chosen, chosen_target = take(inputs, indices), target.index_select(0, indices)
-        loss, output = self._take_step(chosen, chosen_target, choice.weights, scale)
-        if self.selection.memory is not None and ids is not None:
-            chosen_ids = ids.to(indices.device, non_blocking=indices.is_cuda)
-            self.selection.remember(output, chosen_target, chosen_ids.index_select(0, indices))
-        return loss
+
+        def look(output: Any) -> None:
+            if self.selection.memory is not None and ids is not None:
+                chosen_ids = ids.to(indices.device, non_blocking=indices.is_cuda)
+                self.selection.remember(output, chosen_target, chosen_ids.index_select(0, indices))
+
+        return self._take_step(chosen, chosen_target, choice.weights, scale, look=look)
 
     def _forward_and_loss(
         self,
@@ -363,36 +367,12 @@ class SelectiveStep:
         target: Tensor,  # [k, ...]
         weights: Tensor | None = None,  # [k]
         scale: float = 1.0,
-    ) -> tuple[Tensor, Any]:
-        if self._accumulated == 0:
-            self.optimizer.zero_grad(set_to_none=True)
-        last = self._accumulated + 1 == self.accumulation_steps
-        with nullcontext() if last else self._without_communication():
+        *,
+        look: Callable[[Any], None],
+    ) -> Tensor:
+        def run() -> Tensor:
             loss, output = self._loss(inputs, target, weights)
-            factor = scale / self.accumulation_steps
-            self._run_backward(loss if factor == 1.0 else loss * factor)
-        self._accumulated += 1
-        if last:
-            self._accumulated = 0
-            self._optimizer_step()
-        return loss.detach(), output
+            look(output)  # before the backward, so that what it refuses trains nothing
+            return loss
 
-    def _run_backward(self, loss: Tensor) -> None:
-        if self._backward is not None:
-            self._backward(loss)
-        else:
-            (loss if self.scaler is None else self.scaler.scale(loss)).backward()
-
-    def _optimizer_step(self) -> None:
-        if self.scaler is None:
-            self.optimizer.step()
-        else:
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-
-    def _without_communication(self) -> AbstractContextManager[Any]:
-        # Gradients of the ranks need to meet once per optimizer step only.
-        no_sync = getattr(self.model, "no_sync", None)
-        if no_sync is None or ranks.world_size(self.selection.process_group) == 1:
-            return nullcontext()
-        return no_sync()  # type: ignore[no-any-return]
+        return self._accumulation.add(run, scale)

@@ -15,9 +15,13 @@ from torch import Tensor
 _UNTIMED = 1
 _TRIAL_STEPS = 5
 _WINDOW = 9
-_SHARES = 5
-_FEWEST_SHARES = 3
+_SHARES = 3
 _PROBE_STEPS = (4, 256)
+# Early on, shares change fast and a late decision costs most: whatever `overhead` says, a probe
+# then comes whenever the steps have become a quarter more. That adds a dozen probes in all.
+_EARLY_PROBES = 4
+# Readings of a step's seconds between two probes; all other steps run without a clock.
+_READINGS = 3
 
 Agreement = Callable[[list[float]], list[float]]
 
@@ -31,11 +35,13 @@ class Plan(NamedTuple):
             step, from the scores of its own forward.
         trial: Choose only to see what that takes, and train on the batch's first samples: whether
             the choice is a good one is not known yet, or is in doubt.
+        watch: Time it.
     """
 
     select: bool
     measure: bool
     trial: bool = False
+    watch: bool = True
 
 
 class Decision(NamedTuple):
@@ -74,9 +80,9 @@ class CostAwareSwitch:
 
     It starts with a few steps of either kind to learn what they cost. Afterwards, while plain steps
     run, now and then the output of one is scored, without a forward of its own, as seldom as
-    `overhead` asks; `trial_every` steps after the last time, five of the other kind are timed
-    again. Readings are medians of the last few, and `margin` on either side of equality keeps it
-    from flickering.
+    `overhead` asks, and more often early on; `trial_every` steps after the last time, five of the
+    other kind are timed again. Readings are medians of the last few, and `margin` on either side of
+    equality keeps it from flickering.
 
     Args:
         force: None lets it decide; ``"select"`` and ``"plain"`` fix what it does, and nothing is
@@ -94,7 +100,7 @@ class CostAwareSwitch:
 
     Example:
         >>> CostAwareSwitch(force="plain").plan()
-        Plan(select=False, measure=False, trial=False)
+        Plan(select=False, measure=False, trial=False, watch=False)
     """
 
     def __init__(
@@ -133,6 +139,7 @@ class CostAwareSwitch:
         self._shares: deque[float] = deque(maxlen=_SHARES)
         self._probe_every = _PROBE_STEPS[0]
         self._next_probe = 0
+        self._next_watch = 0
         self._next_trial = 0
         self._trial_left = 0
         self._cycle: tuple[str, list[float]] = ("", [])
@@ -146,19 +153,28 @@ class CostAwareSwitch:
     @property
     def share(self) -> float | None:
         """The share of the gradient norm that the chosen samples carry; None while unknown."""
-        return statistics.median(self._shares) if len(self._shares) >= _FEWEST_SHARES else None
+        return statistics.median(self._shares) if len(self._shares) == _SHARES else None
 
     def plan(self) -> Plan:
         """What the step that comes next is to do."""
         if self.force is not None:
-            return Plan(self.force == "select", measure=False)
+            return Plan(self.force == "select", measure=False, watch=False)
         if len(self._seconds["plain"]) < _TRIAL_STEPS:
             return Plan(select=False, measure=False)
         if len(self._seconds["select"]) < _TRIAL_STEPS:
             return Plan(select=True, measure=False, trial=True)
         if self._trial_left > 0:
             return Plan(not self.selecting, measure=False, trial=not self.selecting)
-        return Plan(self.selecting, measure=self._step >= self._next_probe)
+        return Plan(
+            self.selecting,
+            measure=self._step >= self._next_probe,
+            watch=self._step >= self._next_watch,
+        )
+
+    def skip(self) -> None:
+        """Counts a step that was not watched."""
+        self._cycle[1].clear()  # a gap: only steps in a row make a cycle
+        self._step += 1
 
     def observe(
         self,
@@ -170,7 +186,7 @@ class CostAwareSwitch:
         cycle: int = 1,
         agree: Agreement | None = None,
     ) -> None:
-        """Takes over what a step has shown, and decides after a step that measured.
+        """Takes over what a watched step has shown, and decides after one that measured.
 
         Args:
             plan: What the step did, from `plan`.
@@ -191,12 +207,13 @@ class CostAwareSwitch:
                 self._shares.append(share)
             self._decide(agree, cycle)
             self._next_probe = self._step + self._probe_every
+            self._next_watch = self._next_probe - _READINGS * cycle
         self._step += 1
         if self._trial_left > 0:
             # Steps planned before the trial began may still be heard of: they are not of it.
             self._trial_left -= timed and plan.select != self.selecting
             self._next_trial = self._step + self.trial_every
-        elif self.cost is not None and self._step >= self._next_trial:
+        elif self._step >= self._next_trial and self.cost is not None:
             if self._next_trial > 0:
                 self._trial_left = _TRIAL_STEPS
             self._next_trial = self._step + self.trial_every
@@ -210,7 +227,13 @@ class CostAwareSwitch:
             "seconds": {kind: list(values) for kind, values in self._seconds.items()},
             "untimed": dict(self._untimed),
             "shares": list(self._shares),
-            "schedule": [self._probe_every, self._next_probe, self._next_trial, self._trial_left],
+            "schedule": [
+                self._probe_every,
+                self._next_probe,
+                self._next_watch,
+                self._next_trial,
+                self._trial_left,
+            ],
             "cycle": (self._cycle[0], list(self._cycle[1])),
         }
 
@@ -226,7 +249,8 @@ class CostAwareSwitch:
             self._seconds[kind] = deque(values, maxlen=_WINDOW)
         self._untimed = dict(state["untimed"])
         self._shares = deque(state["shares"], maxlen=_SHARES)
-        self._probe_every, self._next_probe, self._next_trial, self._trial_left = state["schedule"]
+        self._probe_every, self._next_probe, self._next_watch = state["schedule"][:3]
+        self._next_trial, self._trial_left = state["schedule"][3:]
         kind, seconds = state["cycle"]
         self._cycle = (kind, list(seconds))
 
@@ -259,12 +283,13 @@ class CostAwareSwitch:
 
     def _decide(self, agree: Agreement | None, cycle: int) -> None:
         known = [_median(self._seconds[kind], _TRIAL_STEPS) for kind in ("plain", "select")]
-        known += [_median(self._seconds["probe"], 1), _median(self._shares, _FEWEST_SHARES)]
+        known += [_median(self._seconds["probe"], 1), _median(self._shares, _SHARES)]
         plain, select, probe, share = known if agree is None else agree(known)
         plain = max(plain, 1e-9)
         if math.isfinite(probe / plain):
             fewest, most = _PROBE_STEPS
-            self._probe_every = round(min(max(probe / (self.overhead * plain), fewest), most))
+            steady = round(min(max(probe / (self.overhead * plain), fewest), most))
+            self._probe_every = min(steady, max(fewest, self._step // _EARLY_PROBES))
             # A step that measured may not be timed: whole cycles have to fit between two of them.
             self._probe_every = max(self._probe_every, 2 * cycle)
         cost = select / plain
