@@ -189,6 +189,24 @@ def ignore_index(criterion: object) -> int | None:
     return found if isinstance(found, int) else None
 
 
+def check_averages(owner: str, criterion: object, *, weighed: bool) -> None:
+    """ValueError if the criterion is known to add up its batch, whose size a choice changes.
+
+    Args:
+        owner: The error begins with it.
+        criterion: The loss that is trained on.
+        weighed: Whether weights make the loss another mean than the criterion's in some steps.
+    """
+    reduction = getattr(criterion, "reduction", None)
+    if isinstance(criterion, functools.partial):
+        reduction = criterion.keywords.get("reduction")
+    if reduction == "sum" or (weighed and reduction == "batchmean"):
+        raise ValueError(
+            f"{owner}: criterion must have reduction 'mean' or 'none', got {reduction!r} of "
+            f"{describe(criterion)}: with the number of samples its gradient's scale would change"
+        )
+
+
 def describe(criterion: object) -> str:
     """What an error calls the criterion."""
     base = criterion.func if isinstance(criterion, functools.partial) else criterion

@@ -56,7 +56,7 @@ def own_draws() -> Uniform:
     return Uniform(0.25, generator=torch.Generator().manual_seed(int(os.environ["RANK"])))
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, alone: Path) -> None:
     for together in (False, True):
         model = Classifier()
         options = {"across_ranks": together}
@@ -78,6 +78,11 @@ def main(folder: Path) -> None:
     assert_same_weights(resumed, whole)
     assert torch.equal(resumed.batches[-1], whole.batches[-1])
 
+    # Saved by one process: both go on with its state, and with its switch's decisions.
+    made = trainer(folder, Classifier(), data(), switch=CostAwareSwitch(), **saving)
+    made.train(resume_from_checkpoint=str(alone))
+    assert made.selection.steps == 2 + 1
+
     model = Classifier()
     switch = CostAwareSwitch(overhead=1.0)  # which looks at every fourth plain step
     made = trainer(folder, model, data(40), switch=switch, ddp_backend="gloo")
@@ -89,5 +94,5 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
     leave_job()

@@ -43,7 +43,7 @@ class ScriptedSwitch(CostAwareSwitch):
         self._plans = list(plans)
         self.observed: list[Observation] = []
 
-    def plan(self) -> Plan:
+    def plan(self, unheard: int = 0) -> Plan:
         return self._plans.pop(0) if len(self._plans) > 1 else self._plans[0]
 
     def observe(

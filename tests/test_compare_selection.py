@@ -188,9 +188,9 @@ def test_the_switch_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not first.select and first.cost == 1.0 and 0 < first.share < 1 and not later
     assert run.switch.steps == run.method_weights.steps == tuple(range(0, STEPS + 1, 4))
     assert run.switch.share[0] is None and run.switch.share[-1] is not None
-    assert 0 < run.switch.chose < 0.5
-    chosen = round(run.switch.chose * STEPS)
-    assert run.final.samples == chosen * 8 + (STEPS - chosen) * 32
+    assert run.switch.chose == 0.0
+    trials = 6  # which train on 8 of 32
+    assert run.final.samples == trials * 8 + (STEPS - trials) * 32
     assert not any(map(run.switch.selecting, range(STEPS)))
 
 

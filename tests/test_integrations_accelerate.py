@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -230,6 +231,23 @@ def test_rows_of_a_batch() -> None:
     assert taken == {"s": ("a", "c"), "n": [1.5, None]}
     scalar = torch.tensor(1.0)
     assert _shared.take_rows(scalar, torch.tensor([0]), 1) is scalar
+
+
+def test_rows_of_what_is_not_one_tensor() -> None:
+    rows = torch.tensor([1, 3])
+    boxes = [torch.full((n, 4), float(n)) for n in (2, 1, 0, 3)]
+    texts = collections.defaultdict(list, names=["a", "b", "c", "d"])
+    batch = {"x": torch.arange(4), "boxes": boxes, "texts": texts}
+    taken = _shared.take_rows(batch, rows, 4)
+    assert [len(part) for part in taken["boxes"]] == [1, 3]
+    assert taken["texts"] == {"names": ["b", "d"]}
+    assert texts["names"] == ["a", "b", "c", "d"]
+    boxes[0] = torch.zeros(4, 4)
+    with pytest.raises(TypeError, match="as many entries as samples, 4, of which some have 4 rows"):
+        _shared.take_rows(batch, rows, 4)
+    packed = torch.nn.utils.rnn.pack_sequence([torch.zeros(3), torch.zeros(2)])
+    with pytest.raises(TypeError, match=r"batch must be made of tensors.*got PackedSequence"):
+        _shared.take_rows({"x": packed}, rows, 2)
 
 
 def test_a_state_of_other_ranks_is_the_first_ones_and_told() -> None:

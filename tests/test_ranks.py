@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from fastsel.select import AdaSelection, CostAwareSwitch, SelectiveStep
+from fastsel.scores import Scores
+from fastsel.select import AdaSelection, CostAwareSwitch, LossMemory, SelectiveStep, Selector
 
 RANKS, B, D, C, STEPS = 2, 8, 5, 3, 4
 
@@ -96,6 +97,55 @@ def switched_together(rank: int) -> dict[str, Any]:
     }
 
 
+class Noisy(Selector):
+    """Draws its statistic, which no rank can know of another."""
+
+    name = "noisy"
+    needs = frozenset({"loss"})
+    deterministic = False
+
+    def statistic(self, scores: Scores) -> Tensor:
+        assert scores.loss is not None
+        return torch.randn_like(scores.loss)
+
+
+def noisy_mixture(rank: int) -> dict[str, Any]:
+    torch.manual_seed(rank)
+    selector = AdaSelection(("big_loss", Noisy(1.0)), rate=0.25)
+    model = DistributedDataParallel(make_model())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    step = SelectiveStep(
+        model, nn.CrossEntropyLoss(), optimizer, selector, switch="select", across_ranks=True
+    )
+    counts = []
+    for i in range(4):
+        result = step(*(part[rank * B : (rank + 1) * B] for part in data(i)))
+        counts.append(len(result.indices))
+    return {"methods": list(selector.weights.values()), "counts": counts}
+
+
+def shared_memory(rank: int) -> dict[str, Any]:
+    """Each rank trains on half of the data; the memory knows all of it."""
+    memory = LossMemory(RANKS * B)
+    step = make_step(
+        DistributedDataParallel(make_model()), "big_loss", switch="plain", memory=memory
+    )
+    rows = torch.arange(RANKS * B)[rank::RANKS]
+    inputs, target = data(0)
+    step(inputs[rows], target[rows], rows)
+    return {"losses": memory.losses, "seen": memory.seen}
+
+
+def with_a_broken_batch(rank: int) -> Tensor:
+    """All samples of one rank are broken; the others have enough to choose from."""
+    model = make_model()
+    step = make_step(DistributedDataParallel(model), "big_loss", switch="select", across_ranks=True)
+    inputs, target = data(0)
+    inputs[B:] = torch.nan
+    step(inputs[rank * B : (rank + 1) * B], target[rank * B : (rank + 1) * B])
+    return weights(model)
+
+
 def with_a_broken_sample(rank: int) -> dict[str, Any]:
     """The last rank has nothing to choose, and a first sample that must not be touched."""
     model = make_model()
@@ -152,6 +202,9 @@ def work(rank: int, folder: str) -> None:
     results["switched together"] = switched_together(rank)
     results["broken"] = with_a_broken_sample(rank)
     results["spares"] = flushed_with_spares(rank)
+    results["noisy"] = noisy_mixture(rank)
+    results["memory"] = shared_memory(rank)
+    results["broken batch"] = with_a_broken_batch(rank)
     torch.save(results, f"{folder}/{rank}.pt")
     leave_job()
 
@@ -258,3 +311,32 @@ def test_a_rank_without_a_choice_touches_no_broken_sample(results: list[dict[str
 def test_a_flush_gives_no_gradient_to_what_no_rank_used(results: list[dict[str, Any]]) -> None:
     for result in results:
         assert result["spares"] == [True, True, False, False, True, True]
+
+
+def test_random_statistics_leave_the_mixture_alike(results: list[dict[str, Any]]) -> None:
+    first, second = (result["noisy"] for result in results)
+    assert first["methods"] == second["methods"]
+    # Of 16 samples 4 are chosen together; a rank without one names one all the same.
+    assert all(
+        sum(counts) in (4, 5) for counts in zip(first["counts"], second["counts"], strict=True)
+    )
+
+
+def test_a_memory_knows_what_other_ranks_trained_on(results: list[dict[str, Any]]) -> None:
+    inputs, target = data(0)
+    with torch.no_grad():
+        expected = nn.functional.cross_entropy(make_model()(inputs), target, reduction="none")
+    for result in results:
+        torch.testing.assert_close(result["memory"]["losses"], expected, rtol=3e-6, atol=1e-7)
+        assert torch.equal(result["memory"]["seen"], torch.zeros(RANKS * B, dtype=torch.int64))
+
+
+def test_a_rank_whose_batch_is_broken_breaks_no_weights(results: list[dict[str, Any]]) -> None:
+    model = make_model()
+    inputs, target = data(0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    loss = nn.functional.cross_entropy(model(inputs[:B]), target[:B], reduction="none")
+    torch.autograd.backward(loss.topk(RANKS * B // 4).values.mean())
+    optimizer.step()
+    for result in results:
+        torch.testing.assert_close(result["broken batch"], weights(model), rtol=1e-5, atol=1e-6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from typing import Any
 
 import pytest
@@ -70,7 +71,7 @@ class Planned(CostAwareSwitch):
         self.plans = list(plans)
         self.heard: list[dict[str, Any]] = []
 
-    def plan(self) -> Plan:
+    def plan(self, unheard: int = 0) -> Plan:
         return self.plans[len(self.heard) % len(self.plans)]
 
     def observe(self, plan: Plan, **report: Any) -> None:
@@ -112,6 +113,65 @@ def test_the_step_of_the_optimizer_counts_in_every_timing(monkeypatch: pytest.Mo
     for _ in range(200):
         step(*a_quarter_hard())
     assert step.switch.cost == pytest.approx((2 * 28 + 100) / (2 * 48 + 100))
+
+
+class Backwards(nn.Module):
+    """Scores the easy samples as hard ones."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return -inputs
+
+
+@pytest.mark.parametrize("scoring_model", [Backwards, nn.Identity])
+def test_another_models_choice_is_weighed_by_the_trained_one(
+    monkeypatch: pytest.MonkeyPatch, scoring_model: type[nn.Module]
+) -> None:
+    step = make_step(Echo(monkeypatch), scoring_model=scoring_model())
+    results = [step(*a_quarter_hard()) for _ in range(200)]
+    good = scoring_model is nn.Identity
+    assert [decision.select for decision in step.switch.decisions] == [good]
+    assert step.switch.decisions[0].share == pytest.approx(float(good), abs=1e-3)
+    # It goes on looking while it selects: at plain steps.
+    assert {result.selected for result in results[100:]} == ({True, False} if good else {False})
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_a_recalled_choice_is_weighed_by_what_is_true_now(
+    monkeypatch: pytest.MonkeyPatch, fresh: bool
+) -> None:
+    inputs, target = a_quarter_hard()
+    memory = LossMemory(B, decay=0.0)
+    hard = torch.arange(B) < B // 4
+    memory.update(torch.arange(B), torch.where(hard if fresh else ~hard, 5.0, 0.1), 0)
+    switch = Planned(Plan(select=True, measure=True))
+    step = make_step(Echo(monkeypatch), memory=memory, switch=switch)
+    plan = step.selection.plan()
+    assert not plan.select  # a recalled loss says nothing of itself
+    share = step.selection.measure_output(inputs, inputs, target, torch.arange(B))
+    assert share is not None
+    assert share.item() == pytest.approx(float(fresh), abs=1e-3)
+    assert memory.losses[0] > 8.0  # and is brought up to date
+
+
+def test_of_steps_that_score_and_recall_each_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, target = a_quarter_hard()
+    memory = LossMemory(B, decay=0.9)
+    memory.update(torch.arange(B), torch.where(torch.arange(B) < B // 4, 0.1, 5.0), 0)
+    step = make_step(Echo(monkeypatch), memory=memory, scoring_every=4)
+    share = step.selection.measure_output(inputs, inputs, target, torch.arange(B))
+    assert share is not None
+    assert share.item() == pytest.approx((1 + 3 * 0) / 4, abs=1e-3)
+
+
+def test_a_step_that_scores_more_than_usual_is_not_timed() -> None:
+    """A selector of losses is asked for gradient norms, too, where its choice is measured."""
+    switch = Planned(Plan(select=True, measure=True), Plan(select=True, measure=False))
+    criterion = nn.MSELoss()  # whose norms take a backward
+    step = make_step(nn.Linear(D, 1), switch=switch)
+    step.criterion = step.selection.criterion = step.selection.scorer.criterion = criterion
+    for _ in range(4):
+        step(torch.randn(B, D), torch.randn(B, 1))
+    assert [report["seconds"] is None for report in switch.heard] == [True, False, True, False]
 
 
 def test_plain_steps_fill_the_memory() -> None:
@@ -216,6 +276,28 @@ def test_bad_ids_train_nothing(
         step(*batch(), ids)
     assert all(torch.equal(before[name], part) for name, part in step.model.state_dict().items())
     assert step.selection.steps == 0
+
+
+@pytest.mark.parametrize(
+    ("criterion", "selector"),
+    [
+        (nn.CrossEntropyLoss(reduction="sum"), "big_loss"),
+        (functools.partial(F.cross_entropy, reduction="sum"), "big_loss"),
+        (nn.KLDivLoss(reduction="batchmean"), "importance"),
+    ],
+)
+def test_a_criterion_that_adds_up_is_refused(criterion: Any, selector: str) -> None:
+    model = nn.Linear(D, C)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="SelectiveStep: criterion must have reduction 'mean' or"):
+        SelectiveStep(model, criterion, optimizer, selector, 0.25)
+    SelectiveStep(model, nn.KLDivLoss(reduction="batchmean"), optimizer, "big_loss", 0.25)
+
+
+def test_choosing_alone_is_refused_where_losses_have_to_be_weighed() -> None:
+    step = make_step(across_ranks=True)
+    with pytest.raises(ValueError, match="choose must be without across_ranks"):
+        step.choose(Scores(loss=torch.rand(B)), B)
 
 
 @pytest.mark.parametrize("select", [True, False])

@@ -102,18 +102,16 @@ def test_a_criterion_without_gradient_norms_is_judged_by_its_losses(
     assert [decision.select for decision in step.switch.decisions] == [hard_share == 0.25]
 
 
-def test_trials_train_on_the_first_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trials_train_on_evenly_spaced_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is only timed does no harm: a choice is made, but not trained on."""
     model = Echo()
     Clock(monkeypatch).on(model)
     step = make_step(model, "small_loss", 0.25)
-    chosen = [
-        result.indices.tolist()
-        for result in (step(*easy_and_hard(0.25)) for _ in range(40))
-        if result.selected
-    ]
+    results = [step(*easy_and_hard(0.25)) for _ in range(40)]
+    chosen = [result.indices.tolist() for result in results if result.selected]
     assert chosen  # small_loss itself would take 4 to 7
-    assert all(indices == [0, 1, 2, 3] for indices in chosen)
+    assert all(indices == [0, 4, 8, 12] for indices in chosen)
+    assert [result.trial for result in results] == [result.selected for result in results]
 
 
 def test_plain_steps_are_plain_steps() -> None:

@@ -24,6 +24,7 @@ def simulate(
     cost: float | Share,
     probe: float = 0.001,
     noise: Iterator[float] | None = None,
+    cycle: int = 1,
 ) -> list[Plan]:
     """Runs a switch through steps of which the plain ones take one second."""
     plans = []
@@ -41,6 +42,7 @@ def simulate(
             seconds=(now_cost if plan.select else 1.0) * next(noise),
             share=now_share if plan.measure else math.nan,
             probe_seconds=probe if plan.measure else 0.0,
+            cycle=cycle,
         )
     return plans
 
@@ -162,6 +164,35 @@ def test_a_cycle_of_steps_is_timed_as_one() -> None:
     assert [decision.select for decision in switch.decisions] == [False]
 
 
+def test_a_cycle_has_no_gap() -> None:
+    """Of two halves of different cycles no reading is made."""
+    switch = CostAwareSwitch()
+    plain = Plan(select=False, measure=False)
+    for _ in range(40):
+        switch.observe(plain, seconds=1.0, cycle=2)  # the first is not timed
+        switch.skip()
+    assert switch.plan() == plain  # still learning what a plain step costs
+    for _ in range(10):
+        switch.observe(plain, seconds=1.0, cycle=2)
+    assert switch.plan().trial
+
+
+@pytest.mark.parametrize("cycle", [1, 4, 32])
+def test_trials_and_clocks_take_the_same_part_of_long_cycles(cycle: int) -> None:
+    switch = CostAwareSwitch()
+    plans = simulate(switch, 20_000, share=0.5, cost=1.2, probe=0.1, cycle=cycle)
+    assert chosen(plans) <= 0.01 * len(plans) + 6 * cycle
+    assert sum(plan.watch for plan in plans) < 0.3 * len(plans)
+
+
+def test_trials_come_when_they_are_due() -> None:
+    """Also where probes are rarer."""
+    plans = simulate(CostAwareSwitch(trial_every=100), 6000, share=0.1, cost=0.6, probe=1.0)
+    begins = [i for i in range(1, 6000) if plans[i].trial and not plans[i - 1].trial]
+    distances = [after - before for before, after in itertools.pairwise(begins)]
+    assert max(distances) <= 100 + 10
+
+
 def test_steps_heard_of_late_do_not_shorten_a_trial() -> None:
     """A device hears of its steps in one go, long after they were planned."""
     switch, late, plans = CostAwareSwitch(trial_every=60), [], []
@@ -212,19 +243,28 @@ def test_ranks_decide_alike() -> None:
 @given(
     st.lists(st.floats(0.01, 1.0), min_size=30, max_size=60),
     st.floats(0.3, 1.5),
-    st.integers(1, 29),
+    st.integers(1, 299),
+    st.integers(1, 4),
 )
 def test_goes_on_from_a_state_as_if_nothing_had_happened(
-    shares: list[float], cost: float, cut: int
+    shares: list[float], cost: float, cut: int, cycle: int
 ) -> None:
-    def run(switch: CostAwareSwitch, begin: int, end: int) -> list[Plan]:
-        return simulate(switch, end - begin, share=lambda i: shares[begin + i], cost=cost)
+    """Later trials and half-timed cycles included."""
 
-    whole, first, second = CostAwareSwitch(), CostAwareSwitch(), CostAwareSwitch()
-    expected = run(whole, 0, len(shares))
+    def run(switch: CostAwareSwitch, begin: int, end: int) -> list[Plan]:
+        return simulate(
+            switch,
+            end - begin,
+            share=lambda i: shares[(begin + i) % len(shares)],
+            cost=lambda i: cost * (1 + (begin + i) % 3),
+            cycle=cycle,
+        )
+
+    whole, first, second = (CostAwareSwitch(trial_every=50) for _ in range(3))
+    expected = run(whole, 0, 300)
     plans = run(first, 0, cut)
     second.load_state_dict(first.state_dict())
-    plans += run(second, cut, len(shares))
+    plans += run(second, cut, 300)
     assert plans == expected
     assert second.decisions == whole.decisions
     assert second.state_dict() == whole.state_dict()
@@ -251,6 +291,18 @@ def test_a_foreign_state_changes_nothing() -> None:
     before = switch.state_dict()
     with pytest.raises(ValueError, match="state must have cycle, decisions, schedule"):
         switch.load_state_dict({"step": 3})
+    assert switch.state_dict() == before
+
+
+@pytest.mark.parametrize(
+    "part", [{"schedule": [1, 2]}, {"decisions": [(1, True)]}, {"seconds": {}}, {"cycle": None}]
+)
+def test_a_malformed_state_changes_nothing(part: dict[str, object]) -> None:
+    switch = CostAwareSwitch()
+    simulate(switch, 100, share=0.9, cost=0.5)
+    before = switch.state_dict()
+    with pytest.raises(ValueError, match="CostAwareSwitch: state must be a switch's, got"):
+        switch.load_state_dict({**CostAwareSwitch().state_dict(), **part})
     assert switch.state_dict() == before
 
 

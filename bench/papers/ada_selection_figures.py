@@ -95,7 +95,10 @@ def _time(axes: Any, table: Table, task: str) -> None:
     for method in _STRATEGIES:
         y = []
         for rate in table.rates:
-            mine, plain = (table.row(task, m, rate)["seconds"] for m in (method, "full"))
+            mine, plain = (
+                [s for s in table.row(task, m, rate)["seconds"] if s is not None] or [math.nan]
+                for m in (method, "full")
+            )
             y.append(statistics.fmean(mine) / statistics.fmean(plain))
         _line(axes, table, method, table.rates, y)
     axes.set_ylim(bottom=0)

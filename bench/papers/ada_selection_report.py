@@ -65,11 +65,11 @@ def collect(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
                 "task": task,
                 "strategy": strategy,
                 "rate": rate,
-                "metric": [_rounded(metric_of(run.final), 6) for run in group],
-                "loss": [_rounded(run.final.test_loss, 6) for run in group],
+                "metric": [_if_sound(run, metric_of(run.final), 6) for run in group],
+                "loss": [_if_sound(run, run.final.test_loss, 6) for run in group],
                 "samples": [run.final.samples for run in group],
-                "seconds": [round(run.final.seconds, 4) for run in group],
-                "cpu_seconds": [round(run.cpu_seconds, 4) for run in group],
+                "seconds": [_if_sound(run, run.final.seconds, 4) for run in group],
+                "cpu_seconds": [_if_sound(run, run.cpu_seconds, 4) for run in group],
                 "samples_to": {k: [r and round(r[0]) for r in v] for k, v in reached.items()},
                 "seconds_to": {k: [r and round(r[1], 4) for r in v] for k, v in reached.items()},
                 "excluded": [run.excluded for run in group],
@@ -81,7 +81,7 @@ def collect(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def metric_of(point: Point) -> float:
-    """Accuracy, or the test loss of a regression; NaN if it diverged."""
+    """Accuracy, or the test loss of a regression."""
     return point.test_loss if point.accuracy is None else point.accuracy
 
 
@@ -130,8 +130,9 @@ def _weights(group: Sequence[Run]) -> dict[str, Any]:
     }
 
 
-def _rounded(value: float, digits: int) -> float | None:
-    return round(value, digits) if math.isfinite(value) else None
+def _if_sound(run: Run, value: float, digits: int) -> float | None:
+    # A model of NaN has an accuracy all the same, that of guessing, and its run ended early.
+    return round(value, digits) if run.status == "finished" and math.isfinite(value) else None
 
 
 def write_results(results: dict[str, Any], path: Path) -> None:
@@ -254,7 +255,10 @@ def tables(results: dict[str, Any]) -> str:
 
 def _origin(results: dict[str, Any]) -> str:
     machine = results["gpu"] if results["device"] == "cuda" else results["cpu"]
-    cpu, wall = (sum(sum(r[key]) for r in results["rows"]) for key in ("cpu_seconds", "seconds"))
+    cpu, wall = (
+        sum(seconds for row in results["rows"] for seconds in row[key] if seconds is not None)
+        for key in ("cpu_seconds", "seconds")
+    )
     commit, changes, _ = results["commit"].partition("+")
     return (
         f"{machine}, {results['processes']} processes of one thread side by side; torch "
@@ -277,7 +281,8 @@ def _time_lines(table: Table) -> list[str]:
     lines = _header()
     for task in table.tasks:
         seconds = {m: statistics.fmean(v) for m, v in table.averages(task, "seconds").items()}
-        cells = (f"{seconds[method] / seconds['full']:.2f}" for method in METHODS)
+        ratios = (seconds[method] / seconds["full"] for method in METHODS)
+        cells = ("diverged" if math.isnan(ratio) else f"{ratio:.2f}" for ratio in ratios)
         lines.append(f"| {task} | {' | '.join(cells)} |")
     return lines
 

@@ -121,7 +121,7 @@ class Training:
             else:
                 result = self.selective(inputs, target, rows)
                 loss, samples = result.loss, len(result.indices)
-                self.chose += result.selected
+                self.chose += result.selected and not result.trial
         self.samples += samples
         self.steps += 1
         self.step_seconds.append(self.clock.total - before)

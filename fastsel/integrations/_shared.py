@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from fastsel.data import optional
 from fastsel.select import ranks
 from fastsel.select.adaselection import AdaSelection
-from fastsel.select.batch import Inputs, forward
+from fastsel.select.batch import Inputs, blanked, forward, rebuilt
 from fastsel.select.clock import Stopwatch
 from fastsel.select.scoring import autocast, eval_mode
 from fastsel.select.selection import BatchSelection
@@ -26,6 +27,7 @@ class RunningStep:
     Args:
         selection: What chooses.
         device: Where the step runs.
+        model: What is trained, as the scoring forward would call it.
 
     Attributes:
         plan: What the step is to do.
@@ -33,12 +35,13 @@ class RunningStep:
         batch_size: B, 0 until a batch was seen.
     """
 
-    def __init__(self, selection: BatchSelection, device: torch.device) -> None:
+    def __init__(self, selection: BatchSelection, device: torch.device, model: nn.Module) -> None:
         """Starts the step's clock."""
         self.plan: Plan = selection.plan()
         self.share: ranks.Share | None = None
         self.batch_size = 0
         self._selection = selection
+        self._model = model
         self._watch: Stopwatch | None = selection.start(self.plan, device)
         self._scores: Any = None
         self._measured: Tensor | None = None
@@ -81,6 +84,13 @@ class RunningStep:
         self.share = share
         return share
 
+    def take(self, rows: Callable[[Any, Tensor], Any], batch: Any) -> Any:
+        """The chosen rows of the framework's batch, all of it in a plain step."""
+        if self.share is None:
+            return batch
+        taken = rows(batch, self.share.choice.indices)
+        return taken if self.share.usable is None else blanked(taken, self.share.usable)
+
     def trained(
         self,
         output: Any,  # [k, ...], or [B, ...] in a plain step
@@ -108,14 +118,14 @@ class RunningStep:
                 ids = ids.to(indices.device, non_blocking=indices.is_cuda).index_select(0, indices)
             selection.remember(output, target.index_select(0, indices), ids)
             return
+        if not self.plan.measure:
+            selection.remember(output, target, ids)
+            return
         if self._watch is not None:
             self._watch.mark("step")
-        if self.plan.measure:
-            if output is None:
-                output = self._forward_again(inputs, target)
-            self._measured = selection.measure_output(output, inputs, target, ids)
-        else:
-            selection.remember(output, target, ids)
+        if output is None:
+            output = self._forward_again(inputs, target)
+        self._measured = selection.measure_output(output, inputs, target, ids)
         if self._watch is not None:
             self._watch.mark("measure")
 
@@ -133,8 +143,8 @@ class RunningStep:
     def _forward_again(self, inputs: Inputs, target: Tensor) -> Any:
         scorer = self._selection.scorer
         casting = autocast(scorer.autocast_dtype, target.device, cache_enabled=False)
-        with torch.no_grad(), eval_mode(scorer.model), casting:
-            return forward(scorer.model, inputs)
+        with torch.no_grad(), eval_mode(self._model), casting:
+            return forward(self._model, inputs)
 
 
 class Figures:
@@ -192,7 +202,8 @@ def take_rows(batch: Any, indices: Tensor, batch_size: int) -> Any:
     """The rows at `indices` of everything in a batch that has one row a sample.
 
     That is every tensor whose first dimension is B, and every list or tuple of B texts or numbers.
-    Dicts, lists, tuples and named tuples are gone through and keep their types; other tensors,
+    Dicts, lists, tuples and named tuples are gone through and keep their types. A list or tuple of
+    B entries none of which has a row a sample, such as texts, has its entries taken. Other tensors,
     texts, numbers and None stay as they are.
 
     Args:
@@ -201,7 +212,8 @@ def take_rows(batch: Any, indices: Tensor, batch_size: int) -> Any:
         batch_size: B.
 
     Raises:
-        TypeError: Something in the batch is of another type.
+        TypeError: Something in the batch is of another type, or of B entries of a list some have a
+            row a sample and some have not: it cannot be told what they are.
 
     Example:
         >>> take_rows({"x": torch.arange(3), "names": ["a", "b", "c"]}, torch.tensor([0, 2]), 3)
@@ -215,17 +227,32 @@ def take_rows(batch: Any, indices: Tensor, batch_size: int) -> Any:
         return batch
     kind: Any = type(batch)
     if isinstance(batch, Mapping):
-        return kind({key: take_rows(part, indices, batch_size) for key, part in batch.items()})
-    if not isinstance(batch, (list, tuple)):
+        taken = {key: take_rows(part, indices, batch_size) for key, part in batch.items()}
+        return rebuilt(batch, taken)
+    if not isinstance(batch, (list, tuple)) or isinstance(batch, PackedSequence):
         raise TypeError(
             "take_rows: batch must be made of tensors, dicts, lists, tuples, texts and numbers, "
             f"got {kind.__name__}"
         )
-    if len(batch) == batch_size and all(isinstance(part, (str, int, float)) for part in batch):
-        parts = [batch[row] for row in indices.tolist()]
-    else:
-        parts = [take_rows(part, indices, batch_size) for part in batch]
-    return kind(*parts) if hasattr(batch, "_fields") else kind(parts)
+    by_sample = [_has_rows(part, batch_size) for part in batch]
+    if len(batch) != batch_size or all(by_sample):
+        return rebuilt(batch, [take_rows(part, indices, batch_size) for part in batch])
+    if any(by_sample):
+        raise TypeError(
+            f"take_rows: batch must not hold a {kind.__name__} of as many entries as samples, "
+            f"{batch_size}, of which some have {batch_size} rows themselves; pack it into a dict, "
+            "or take its rows yourself"
+        )
+    return rebuilt(batch, [batch[row] for row in indices.tolist()])
+
+
+def _has_rows(part: Any, batch_size: int) -> bool:
+    """Whether there is a tensor with a row a sample in it."""
+    if isinstance(part, Tensor):
+        return part.dim() > 0 and part.shape[0] == batch_size
+    if isinstance(part, Mapping):
+        return any(_has_rows(value, batch_size) for value in part.values())
+    return isinstance(part, (list, tuple)) and any(_has_rows(value, batch_size) for value in part)
 
 
 def require(module: str, extra: str) -> Any:

@@ -178,7 +178,7 @@ class SelectiveCallback(_Callback):
         """Plans the step and starts its clock."""
         self._abandon_step()
         self.selection.cycle = trainer.accumulate_grad_batches
-        self._step = RunningStep(self.selection, pl_module.device)
+        self._step = RunningStep(self.selection, pl_module.device, pl_module)
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -221,8 +221,7 @@ class SelectiveCallback(_Callback):
         batch = args[0] if args else kwargs["batch"]
         inputs, target, ids = self._parts(batch)
         share = step.choose(inputs, target, ids)
-        if share is not None:
-            batch = self._rows(batch, share.choice.indices, step.batch_size)
+        batch = step.take(functools.partial(self._rows, batch_size=step.batch_size), batch)
         args, kwargs = ((batch, *args[1:]), kwargs) if args else (args, {**kwargs, "batch": batch})
         with _watching(module if step.wants_output else None) as outputs:
             result = original(*args, **kwargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from fastsel.integrations._shared import (
     require,
     take_rows,
 )
+from fastsel.select import ranks
 from fastsel.select.selection import BatchSelection
 from fastsel.select.selector import Selector
 from fastsel.select.switch import CostAwareSwitch
@@ -60,7 +62,8 @@ class SelectiveTrainerMixin(_TrainerBase):
     since the log before; ``fastsel/share`` and ``fastsel/cost``, what the switch compares; and for
     `AdaSelection` ``fastsel/weight/<method>``.
 
-    Checkpoints hold the state of every process, ``fastsel_<process>.pt``.
+    Checkpoints hold the state of every process, ``fastsel_<process>.pt``. A job of another size
+    goes on with the first one's.
 
     Args:
         args: Those of the Trainer.
@@ -113,7 +116,7 @@ class SelectiveTrainerMixin(_TrainerBase):
         self._ids_key = ids_key
         self._figures = Figures()
         self._step: RunningStep | None = None
-        self._output: Any = None
+        self._look: Callable[[Any], None] | None = None
         self._scored_model: _Logits | None = None
         super().__init__(*args, **kwargs)
         if self.selection.scorer.model is (selection_options or {}).get("scoring_model"):
@@ -129,27 +132,26 @@ class SelectiveTrainerMixin(_TrainerBase):
         """The Trainer's training step, on the chosen rows of the batch."""
         self._finish_step(timed=False)  # should the one before have been cut short
         self.selection.cycle = self.args.gradient_accumulation_steps
-        step = RunningStep(self.selection, self.args.device)
         model.train()
+        trained = _Logits(model, self.scoring_logits)
         if self._scored_model is not None:
-            self._scored_model.model = model
+            trained, self._scored_model.model = self._scored_model, model
+        step = RunningStep(self.selection, self.args.device, trained)
         ids = self._ids_of(inputs)
         inputs = self._prepare_inputs(inputs)
         scored, target = self.scoring_inputs_and_target(inputs)
         share = step.choose(scored, target, ids)
-        chosen = inputs
-        if share is not None:
-            chosen = take_rows(inputs, share.choice.indices, step.batch_size)
-            if num_items_in_batch is not None:
-                # Of the items of this batch and others, those here shrink to the chosen part.
-                kept = target.index_select(0, share.choice.indices)
-                num_items_in_batch = num_items_in_batch * (_items(kept) / _items(target))
+        chosen = step.take(functools.partial(take_rows, batch_size=step.batch_size), inputs)
+        if share is not None and num_items_in_batch is not None:
+            # Of the items of this batch and others, those here shrink to the chosen part.
+            kept = target.index_select(0, share.choice.indices)
+            num_items_in_batch = num_items_in_batch * (_items(kept) / _items(target))
         self._step = step
+        self._look = functools.partial(step.trained, inputs=scored, target=target, ids=ids)
         loss: Tensor = super().training_step(model, chosen, num_items_in_batch)
-        output, self._output = self._output, None
         if step.wants_output:
-            logits = None if output is None else self.scoring_logits(output)
-            step.trained(logits, scored, target, ids)
+            self._look(None)
+        self._look = None
         return loss
 
     def compute_loss(
@@ -160,8 +162,8 @@ class SelectiveTrainerMixin(_TrainerBase):
         if step is None or not model.training:
             return super().compute_loss(model, inputs, return_outputs, **kwargs)
         loss, output = super().compute_loss(model, inputs, True, **kwargs)
-        if step.wants_output:
-            self._output = output
+        if step.wants_output and self._look is not None:
+            self._look(self.scoring_logits(output))
         if step.share is not None and step.share.scale != 1.0:
             loss = loss * step.share.scale
         return (loss, output) if return_outputs else loss
@@ -240,21 +242,34 @@ class SelectiveTrainerMixin(_TrainerBase):
         super()._save_optimizer_and_scheduler(output_dir)
         path = self._state_path(output_dir)
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(on_cpu(self.selection.state_dict()), path)
+        state = {"processes": self.args.world_size, "state": self.selection.state_dict()}
+        torch.save(on_cpu(state), path)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
-        path = self._state_path(checkpoint)
-        if not path.exists():
+        own, first = _load(self._state_path(checkpoint)), _load(self._state_path(checkpoint, 0))
+        fits = own is not None and own["processes"] == self.args.world_size
+        # What one process does not find, none may use: their switches have to decide alike.
+        found = [float(fits), float(first is not None)]
+        if self.args.world_size > 1:
+            found = ranks.mean_over_ranks(found, self.selection.process_group)
+        if found[0] == 1.0 and own is not None:
+            self.selection.load_state_dict(own["state"])
+        elif found[1] == 1.0 and first is not None:
+            _log.warning(
+                "%s: the state was saved by %d processes and is loaded by %d; every one takes the "
+                "first one's", _OWNER, first["processes"], self.args.world_size,
+            )  # fmt: skip
+            self.selection.load_state_dict(first["state"])
+        else:
+            path = self._state_path(checkpoint)
             _log.warning("%s: there is no %s, so the selection starts anew", _OWNER, path)
-            return
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        self.selection.load_state_dict(state)
 
-    def _state_path(self, folder: str) -> Path:
-        return Path(folder) / f"fastsel_{self.args.process_index}.pt"
+    def _state_path(self, folder: str, process: int | None = None) -> Path:
+        index = self.args.process_index if process is None else process
+        return Path(folder) / f"fastsel_{index}.pt"
 
     def _ids_of(self, inputs: Mapping[str, Any]) -> Tensor | None:
         if self._ids_key is None:
@@ -285,7 +300,7 @@ class SelectiveTrainerMixin(_TrainerBase):
 
     def _finish_step(self, *, timed: bool = True) -> None:
         step, self._step = self._step, None
-        self._output = None
+        self._look = None
         if step is not None:
             step.finish(timed=timed)
             self._figures.add(step)
@@ -302,6 +317,14 @@ class SelectiveTrainer(SelectiveTrainerMixin, Trainer):
         ... )  # doctest: +SKIP
         >>> trainer.train()  # doctest: +SKIP
     """
+
+
+def _load(path: Path) -> dict[str, Any] | None:
+    """The saved state at a path; None if there is none."""
+    if not path.exists():
+        return None
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
 
 
 class _StepEnd(TrainerCallback):

@@ -13,7 +13,12 @@ from fastsel import ops
 from fastsel.scores import Scores
 from fastsel.select.history import WeightHistory
 from fastsel.select.methods import METHODS, FunctionSelector
-from fastsel.select.selector import Selector, checked_statistic, outside_inference_mode
+from fastsel.select.selector import (
+    RandomSelector,
+    Selector,
+    checked_statistic,
+    outside_inference_mode,
+)
 
 DEFAULT_METHODS = ("uniform", "big_loss", "small_loss", "grad_norm")
 _MOST_METHODS = 16
@@ -96,7 +101,9 @@ class AdaSelection(Selector):
         self.needs = frozenset({"loss"}).union(*(method.needs for method in self.methods))
         self._beside = [method for method in self.methods if not _is_fused(method)]
         # A random method beside the others gives the statistic it draws by, which is not random.
-        self.deterministic = not any(isinstance(m, FunctionSelector) for m in self._beside)
+        self.deterministic = all(
+            method.deterministic or isinstance(method, RandomSelector) for method in self._beside
+        )
         self._codes = [
             method.code
             if method.code is not None and method not in self._beside
@@ -181,6 +188,10 @@ class AdaSelection(Selector):
             self._history.record(self._step, self._method_weights)
         return choice.indices
 
+    def state_tensors(self) -> tuple[Tensor, ...]:
+        """The methods' weights and losses ``[M]`` and the step ``[1]``."""
+        return self._method_weights, self._method_losses, self._step
+
     def state_dict(self) -> dict[str, Any]:
         """Everything that further choices depend on, and the records; waits for the device."""
         return {
@@ -223,8 +234,7 @@ class AdaSelection(Selector):
         for method, saved in zip(self._beside, state["beside"], strict=True):
             method._check_state(saved)
         if state["history"] is not None:
-            history = WeightHistory(state["history"]["every"], len(self.methods), 1)
-            history.check_state(state["history"])
+            WeightHistory(1, len(self.methods), 1).check_state(state["history"])
 
     def _take_state(self, state: dict[str, Any]) -> None:
         # In place: a captured CUDA graph goes on reading these very tensors.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -72,6 +74,34 @@ def take(inputs: Inputs, indices: Tensor) -> Inputs:
     if isinstance(inputs, dict):
         return {key: rows(value) for key, value in inputs.items()}
     return tuple(rows(value) for value in inputs)
+
+
+def blanked(batch: Any, usable: Tensor) -> Any:
+    """Every floating-point tensor of a batch, zero unless `usable` says otherwise; others as given.
+
+    Args:
+        batch: Tensors, and dicts, lists and tuples of them and of anything else.
+        usable: A bool tensor without dimensions.
+    """
+    if isinstance(batch, Tensor):
+        if not batch.is_floating_point():
+            return batch
+        return torch.where(usable.to(batch.device), batch, torch.zeros_like(batch))
+    if isinstance(batch, Mapping):
+        return rebuilt(batch, {key: blanked(part, usable) for key, part in batch.items()})
+    if isinstance(batch, (list, tuple)):
+        return rebuilt(batch, [blanked(part, usable) for part in batch])
+    return batch
+
+
+def rebuilt(batch: Any, parts: Any) -> Any:
+    """A dict, list, tuple or named tuple of the type of `batch`, from other parts."""
+    kind: Any = type(batch)
+    if isinstance(batch, dict):  # also one that is made of more than its items
+        changed = copy.copy(batch)
+        changed.update(parts)
+        return changed
+    return kind(*parts) if hasattr(batch, "_fields") else kind(parts)
 
 
 def _named_tensors(owner: str, inputs: Inputs) -> list[tuple[str, Tensor]]:

@@ -125,9 +125,9 @@ def _copied(inputs: Inputs) -> Inputs:
 
 
 def _copy_into(ours: Tensor, theirs: Tensor, name: str) -> None:
-    if ours.shape != theirs.shape:
+    if (ours.shape, ours.dtype) != (theirs.shape, theirs.dtype):
         raise ValueError(
-            f"CapturedStep: {name} must be of the captured shape {list(ours.shape)}, "
-            f"got {list(theirs.shape)}"
+            f"CapturedStep: {name} must be {list(ours.shape)} of {ours.dtype} as captured, "
+            f"got {list(theirs.shape)} of {theirs.dtype}"
         )
     ours.copy_(theirs, non_blocking=True)

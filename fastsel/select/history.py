@@ -75,6 +75,9 @@ class WeightHistory:
 
     def check_state(self, state: dict[str, Any]) -> None:
         """ValueError unless `load_state_dict` can take the state."""
+        missing = sorted({"every", "steps", "weights"} - state.keys())
+        if missing:
+            raise ValueError(f"load_state_dict: history must have {', '.join(missing)}")
         steps, weights, methods = state["steps"], state["weights"], self.weights.shape[1]
         if steps.dim() != 1 or weights.shape != (len(steps), methods):
             raise ValueError(

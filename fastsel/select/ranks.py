@@ -21,10 +21,14 @@ class Share(NamedTuple):
         scale: What this rank's mean loss is multiplied by, so that the mean over the ranks, which
             is what distributed training takes of the gradients, is the mean over all chosen
             samples.
+        usable: Given where `scale` is 0: whether the chosen sample may enter a backward, a bool
+            tensor without dimensions. One that is not has to be blanked: zero times its gradient is
+            NaN.
     """
 
     choice: Choice
     scale: float
+    usable: Tensor | None = None
 
 
 def world_size(group: dist.ProcessGroup | None) -> int:
@@ -49,7 +53,7 @@ def choose_globally(selector: Selector, scores: Scores, group: dist.ProcessGroup
     that all statistics are of the whole batch and stateful selectors stay the same on every rank.
     The chosen may be spread unevenly: a rank trains on as many as are its own. One without any
     gets its first sample whose scores are finite with scale 0, since distributed training needs
-    every rank's backward.
+    every rank's backward; if there is none, a sample that is not usable.
 
     Args:
         selector: The selector, in the same state on every rank.
@@ -64,18 +68,20 @@ def choose_globally(selector: Selector, scores: Scores, group: dist.ProcessGroup
     begin = sum(sizes[:rank])
     choice = selector.select(everything)
     if not selector.deterministic:
-        # Ranks draw from streams of their own: the first one's draw holds for all.
-        for part in choice:
+        # Ranks draw from streams of their own: the first one's draw holds for all, and so does what
+        # it has made of the selector.
+        for part in (*choice, *selector.state_tensors()):
             if part is not None:
                 dist.broadcast(part, group_src=0, group=group)
     mine = (choice.indices >= begin) & (choice.indices < begin + sizes[rank])  # [k]
     indices = choice.indices[mine] - begin
     weights = None if choice.weights is None else choice.weights[mine]
     share = len(indices) * len(sizes) / max(1, len(choice.indices))
-    if len(indices) == 0:
-        indices = _first_finite(scores).to(choice.indices.device)
-        weights = None if choice.weights is None else choice.weights.new_ones(1)
-    return Share(Choice(indices, weights), share)
+    if len(indices) > 0:
+        return Share(Choice(indices, weights), share)
+    first, usable = _first_finite(scores)
+    weights = None if choice.weights is None else choice.weights.new_ones(1)
+    return Share(Choice(first.to(choice.indices.device), weights), share, usable)
 
 
 def sum_over_ranks(values: Tensor, group: dist.ProcessGroup | None) -> Tensor:
@@ -107,26 +113,36 @@ def average_gradients(model: nn.Module, group: dist.ProcessGroup | None) -> None
             parameter.grad = grad.div_(ranks)
 
 
-def _first_finite(scores: Scores) -> Tensor:
-    # Zero times the gradient of a broken sample is NaN, and every rank would get it.
+def gather_rows(group: dist.ProcessGroup | None, *parts: Tensor) -> tuple[Tensor, ...]:
+    """Tensors ``[B]`` of every rank, one after another in the order of the ranks."""
+    counts = _counts(len(parts[0]), group)
+    return tuple(_gather_rows(part.to(_device(group)), counts, group) for part in parts)
+
+
+def _first_finite(scores: Scores) -> tuple[Tensor, Tensor | None]:
     values = [getattr(scores, field.name) for field in dataclasses.fields(scores)]
     finite = [value.isfinite() for value in values if isinstance(value, Tensor)]
     if not finite:
-        return torch.zeros(1, dtype=torch.int64)
-    return torch.stack(finite).all(0).to(torch.uint8).argmax().reshape(1)
+        return torch.zeros(1, dtype=torch.int64), None
+    usable = torch.stack(finite).all(0)  # [B]
+    return usable.to(torch.uint8).argmax().reshape(1), usable.any()
 
 
 def _gather(scores: Scores, group: dist.ProcessGroup | None) -> tuple[Scores, list[int]]:
-    device = _device(group)
-    sizes = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(world_size(group))]
-    dist.all_gather(sizes, torch.tensor([scores.size], device=device), group=group)
-    counts = [int(size) for size in sizes]
+    counts = _counts(scores.size, group)
     gathered: dict[str, Any] = {}
     for field in dataclasses.fields(scores):
         value = getattr(scores, field.name)
         if isinstance(value, Tensor):
             gathered[field.name] = _gather_rows(value, counts, group)
     return Scores(**gathered, batch_size=sum(counts), batch_device=scores.batch_device), counts
+
+
+def _counts(rows: int, group: dist.ProcessGroup | None) -> list[int]:
+    device = _device(group)
+    sizes = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(world_size(group))]
+    dist.all_gather(sizes, torch.tensor([rows], device=device), group=group)
+    return [int(size) for size in sizes]
 
 
 def _gather_rows(

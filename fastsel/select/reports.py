@@ -47,6 +47,12 @@ class Reports:
         self._waiting: list[_Report] = []
 
     @property
+    def unheard(self) -> int:
+        """How many watched steps of the kind that does not run now have not been told of yet."""
+        selecting = self._switch.selecting
+        return sum(r.watch is not None and r.plan.select != selecting for r in self._waiting)
+
+    @property
     def measuring(self) -> bool:
         """Whether a step that measured has not been told of yet."""
         return any(report.plan.measure for report in self._waiting)

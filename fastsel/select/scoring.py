@@ -78,6 +78,14 @@ class Scorer:
         return per_sample_scores(self.criterion, forward(self.model, inputs), target, needs=needs)
 
 
+def check_scoring(owner: str, every: int | None, mode: str) -> None:
+    """ValueError, beginning with `owner`, unless these are a scoring_every and a scoring_mode."""
+    if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
+        raise ValueError(f"{owner}: scoring_every must be an int of at least 1, got {every}")
+    if mode not in ("eval", "train"):
+        raise ValueError(f"{owner}: scoring_mode must be 'eval' or 'train', got {mode!r}")
+
+
 def check_autocast_dtype(owner: str, argument: str, dtype: torch.dtype | None) -> None:
     """ValueError unless autocast can run with `dtype`."""
     if dtype not in _DTYPES:

@@ -18,7 +18,7 @@ from fastsel.select.memory import LossMemory, check_range, due_first, without_du
 from fastsel.select.references import ReferenceLosses, ReferenceModel
 from fastsel.select.registry import as_selector, make_selector
 from fastsel.select.reports import Reports
-from fastsel.select.scoring import Scorer, check_autocast_dtype
+from fastsel.select.scoring import Scorer, check_autocast_dtype, check_scoring
 from fastsel.select.selector import Choice, Selector
 from fastsel.select.switch import CostAwareSwitch, Plan, as_switch, gradient_share
 
@@ -76,18 +76,7 @@ class BatchSelection:
             raise TypeError(f"{owner}: criterion must be callable, got {type(criterion).__name__}")
         check_autocast_dtype(owner, "autocast_dtype", autocast_dtype)
         check_autocast_dtype(owner, "scoring_dtype", scoring_dtype)
-        if scoring_every is not None and (
-            isinstance(scoring_every, bool)
-            or not isinstance(scoring_every, int)
-            or scoring_every < 1
-        ):
-            raise ValueError(
-                f"{owner}: scoring_every must be an int of at least 1, got {scoring_every}"
-            )
-        if scoring_mode not in ("eval", "train"):
-            raise ValueError(
-                f"{owner}: scoring_mode must be 'eval' or 'train', got {scoring_mode!r}"
-            )
+        check_scoring(owner, scoring_every, scoring_mode)
         self.owner = owner
         self.criterion = criterion
         self.selector = as_selector(owner, selector, rate)
@@ -109,6 +98,9 @@ class BatchSelection:
                 f"{self.selector.name!r} needs {', '.join(sorted(self.selector.needs))}"
             )
         self.memory = memory
+        # What a selective step chooses by is then not what tells how good the choice is.
+        self._scores_are_others = memory is not None or scoring_model is not None
+        self._scoring_model = scoring_model
         self.reference = reference
         self.scoring_every = scoring_every
         self.across_ranks = across_ranks
@@ -125,10 +117,14 @@ class BatchSelection:
         """What the next step is to do: a selector that needs no scores costs nothing."""
         if not self.selector.needs:
             return Plan(select=self.switch.force != "plain", measure=False, watch=False)
-        plan = self.switch.plan()
-        unscored = plan.select and self.scoring_every is not None and not self._scoring_is_due()
-        if plan.measure and (unscored or self._reports.measuring):
-            plan = plan._replace(measure=False)  # nothing to learn here, or about to be learnt
+        plan = self.switch.plan(self._reports.unheard)
+        if self._reports.measuring:  # its share is about to be known
+            return plan._replace(measure=False, watch=plan.trial)
+        if plan.measure and plan.select:
+            if self._scores_are_others:
+                return plan._replace(select=False)
+            if self.scoring_every is not None and not self._scoring_is_due():
+                return plan._replace(measure=False)
         return plan
 
     def check(self, inputs: Inputs, target: Tensor, ids: Tensor | None) -> int:
@@ -187,9 +183,9 @@ class BatchSelection:
     ) -> ranks.Share:
         """Chooses from the batch, or from those of all ranks together.
 
-        In a trial the choice is made, and the batch's first samples are given instead.
+        In a trial the choice is made, and evenly spaced samples are given instead.
         """
-        selector, due = self.selector, None
+        selector = self.selector
         if scores is None:
             scores = Scores(batch_size=batch_size, batch_device=device)
             if selector.needs:
@@ -199,15 +195,13 @@ class BatchSelection:
                 f"{self.owner}: scores must be of the batch's {batch_size} samples, "
                 f"got {scores.size}"
             )
-        elif self.memory is not None and not self._scoring_is_due():
-            scores, due = without_due(scores)
-        share = self._select(selector, scores)
+        recalled = self.memory is not None and not self._scoring_is_due()
+        share = self._select(selector, scores, recalled=recalled and not scores.empty)
         choice = share.choice
         if plan is not None and plan.trial:
-            first = torch.arange(selector.count(batch_size), device=choice.indices.device)
-            share, choice = share._replace(scale=1.0), Choice(first)
-        elif due is not None and choice.weights is None:
-            choice = Choice(due_first(due, choice.indices), None)
+            k = selector.count(batch_size)
+            spaced = torch.arange(k, device=choice.indices.device) * batch_size // k
+            share, choice = share._replace(scale=1.0, usable=None), Choice(spaced)
         if device is not None:
             weights = choice.weights
             weights = None if weights is None else weights.to(device)
@@ -215,7 +209,12 @@ class BatchSelection:
         return share._replace(choice=choice)
 
     def share_of(self, scores: Scores | None, share: ranks.Share) -> Tensor | None:
-        """The share of the gradient norm that the choice carries: of the batches it is from."""
+        """The share of the gradient norm that the choice carries: of the batches it is from.
+
+        Args:
+            scores: Of the whole batch, from the model that is trained.
+            share: What was chosen.
+        """
         if scores is None:
             return None
         size = scores.loss if scores.grad_norm is None else scores.grad_norm
@@ -235,14 +234,30 @@ class BatchSelection:
         target: Tensor,  # [B, ...]
         ids: Tensor | None = None,  # [B]
     ) -> Tensor | None:
-        """The share that a choice would have carried in a plain step, from that step's output."""
+        """The share that a choice would have carried in a plain step, weighed by its output.
+
+        The choice is the one that a selective step makes: by other scores where it goes by those
+        of another model or by recalled ones.
+        """
         needs = self.selector.needs | ({"grad_norm"} if self._norms_known else {"loss"})
         output = output.detach() if isinstance(output, Tensor) else output
         run = functools.partial(_scores_of, self.criterion, output, target)
-        scores = self._with_reference(self._try_scoring(run, needs), inputs, target, ids)
-        if self.memory is not None and ids is not None and scores.loss is not None:
-            self.memory.update(ids, scores.loss, self.steps)
-        return self.share_of(scores, self._select(self.selector, scores))
+        truth = self._try_scoring(run, needs)
+        shares = []
+        if self.memory is None or self.scoring_every is not None:
+            scores = truth
+            if self._scoring_model is not None:
+                scores = self.scorer(inputs, target, self.selector.needs)
+            scores = self._with_reference(scores, inputs, target, ids)
+            shares.append(self.share_of(truth, self._select(self.selector, scores)))
+        if self.memory is not None:
+            scores = self._with_reference(self._recalled(ids), inputs, target, ids)
+            choice = self._select(self.selector, scores, recalled=True)
+            shares += [self.share_of(truth, choice)] * max(1, self._every - 1)
+            if ids is not None and truth.loss is not None:
+                self._store(ids, truth.loss)
+        known = [share for share in shares if share is not None]
+        return torch.stack(known).mean() if known else None
 
     def remember(
         self,
@@ -255,7 +270,7 @@ class BatchSelection:
             return
         losses = _scores_of(self.criterion, output, target, {"loss"}).loss
         assert losses is not None
-        self.memory.update(ids, losses, self.steps)
+        self._store(ids, losses)
 
     def start(self, plan: Plan, device: torch.device) -> Stopwatch | None:
         """Starts timing a step; None where nobody wants to know."""
@@ -278,11 +293,10 @@ class BatchSelection:
             timed: False where the other phases held work that an ordinary step does not do.
         """
         self.steps += 1
-        every = 1 if self.scoring_every is None else self.scoring_every
-        if share is not None and every > 1 and self.memory is None:
+        if share is not None and self._every > 1 and self.memory is None:
             # The steps that do not score choose at random.
-            share = (share + (every - 1) * self.selector.rate) / every
-        cycle = math.lcm(self.cycle, every) if plan.select else self.cycle
+            share = (share + (self._every - 1) * self.selector.rate) / self._every
+        cycle = self._cycle(select=plan.select)
         self._reports.add(plan, watch, share=share, timed=timed, cycle=cycle)
 
     def compile(self, **options: Any) -> None:
@@ -324,10 +338,30 @@ class BatchSelection:
     def _globally(self) -> bool:
         return self.across_ranks and ranks.world_size(self.process_group) > 1
 
-    def _select(self, selector: Selector, scores: Scores) -> ranks.Share:
+    @property
+    def _every(self) -> int:
+        return 1 if self.scoring_every is None else self.scoring_every
+
+    def _cycle(self, *, select: bool) -> int:
+        return math.lcm(self.cycle, self._every) if select else self.cycle
+
+    def _select(self, selector: Selector, scores: Scores, *, recalled: bool = False) -> ranks.Share:
+        due = None
+        if recalled:
+            scores, due = without_due(scores)
         if self._globally:
-            return ranks.choose_globally(selector, scores, self.process_group)
-        return ranks.Share(selector.select(scores), 1.0)
+            share = ranks.choose_globally(selector, scores, self.process_group)
+        else:
+            share = ranks.Share(selector.select(scores), 1.0)
+        if due is None or share.choice.weights is not None:
+            return share
+        return share._replace(choice=Choice(due_first(due, share.choice.indices)))
+
+    def _store(self, ids: Tensor, losses: Tensor) -> None:
+        assert self.memory is not None
+        if ranks.world_size(self.process_group) > 1:  # samplers deal a sample to any of them
+            ids, losses = ranks.gather_rows(self.process_group, ids, losses)
+        self.memory.update(ids, losses, self.steps)
 
     def _scoring_is_due(self) -> bool:
         if self.scoring_every is None:

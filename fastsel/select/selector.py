@@ -131,6 +131,10 @@ class Selector:
         """Chooses k samples and weighs them; by default those of `choose`, without weights."""
         return Choice(self.choose(scores, k))
 
+    def state_tensors(self) -> tuple[Tensor, ...]:
+        """What choices move, the very tensors; ranks that choose together hold the same."""
+        return ()
+
     def state_dict(self) -> dict[str, Any]:
         """What is needed to go on exactly as this selector would; waits for the device."""
         return {"name": self.name, "rate": self.rate, "excluded": self.excluded}

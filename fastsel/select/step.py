@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fastsel.criterion import check_averages
 from fastsel.scores import Scores, per_sample_losses
 from fastsel.select.accumulation import GradientAccumulation
-from fastsel.select.batch import Inputs, forward, take
+from fastsel.select.batch import Inputs, blanked, forward, take
 from fastsel.select.memory import LossMemory
+from fastsel.select.ranks import Share
 from fastsel.select.references import ReferenceLosses, ReferenceModel
 from fastsel.select.scoring import autocast
 from fastsel.select.selection import BatchSelection
@@ -28,6 +30,8 @@ class StepResult(NamedTuple):
         scores: The scores of the whole batch, None where none were needed.
         selected: Whether it chose; False for a plain step on the whole batch.
         weights: What the samples' losses were multiplied by ``[k]``, None where all count the same.
+        trial: Whether it chose only for the switch to see what that takes, and trained on evenly
+            spaced samples instead of the chosen ones.
     """
 
     loss: Tensor
@@ -35,6 +39,7 @@ class StepResult(NamedTuple):
     scores: Scores | None
     selected: bool = True
     weights: Tensor | None = None  # [k]
+    trial: bool = False
 
 
 class SelectiveStep:
@@ -64,9 +69,10 @@ class SelectiveStep:
         model: Called as ``model(inputs)`` for a tensor, ``model(*inputs)`` for a tuple or list and
             ``model(**inputs)`` for a dict. May be wrapped in DistributedDataParallel.
         criterion: The loss, called as ``criterion(output, target)``; see
-            `fastsel.scores.per_sample_scores` for what can be scored. It trains unchanged; should
-            it give more than one value, their mean is trained on. Where a selector gives weights,
-            the mean of the samples' weighted losses is.
+            `fastsel.scores.per_sample_scores` for what can be scored. It trains unchanged, so it
+            has to average over the batch, whose size the choice changes; should it give more than
+            one value, their mean is trained on. Where a selector gives weights, the mean of the
+            samples' weighted losses is.
         optimizer: Any `torch.optim.Optimizer` whose ``step`` needs no closure.
         selector: A `Selector`, or the name of one in `SELECTORS`.
         rate: The share of the batch to train on, in (0, 1]; with the name of a selector only, and
@@ -148,6 +154,7 @@ class SelectiveStep:
                 "SelectiveStep: accumulation_steps must be an int of at least 1, "
                 f"got {accumulation_steps}"
             )
+        check_averages("SelectiveStep", criterion, weighed=self.selector.gives_weights)
         if scaler is not None and backward is not None:
             raise ValueError("SelectiveStep: scaler and backward must not both be given")
         self.model = model
@@ -203,14 +210,16 @@ class SelectiveStep:
         watch = selection.start(plan, device)
         scores = selection.score(inputs, target, ids, plan=plan)
         share = selection.choose(scores, batch_size, device=device, plan=plan)
-        loss = self._train(inputs, target, share.choice, share.scale, ids)
+        loss = self._train(inputs, target, share, ids)
         measured = None
         if watch is not None:
             watch.mark("step")
             measured = selection.share_of(scores, share) if plan.measure else None
             watch.mark("measure")
         selection.finish(plan, watch, share=measured, timed=not selection.scores_were_extended)
-        return StepResult(loss, share.choice.indices, scores, True, share.choice.weights)
+        return StepResult(
+            loss, share.choice.indices, scores, True, share.choice.weights, plan.trial
+        )
 
     def score(
         self,
@@ -240,10 +249,16 @@ class SelectiveStep:
 
         Raises:
             ValueError: The scores are of another batch size, or lack what the selector needs; or
-                the selector gives weights, which only calling the step applies.
+                the selector gives weights, or ranks choose together: only calling the step weighs
+                the losses as that asks for.
         """
-        choice, scale = self.selection.choose(scores, batch_size, device=device)
-        if choice.weights is not None or scale != 1.0:
+        if self.selection.across_ranks:
+            raise ValueError(
+                "SelectiveStep: choose must be without across_ranks, which weighs each rank's "
+                "loss; call the step itself instead of its phases"
+            )
+        choice = self.selection.choose(scores, batch_size, device=device).choice
+        if choice.weights is not None:
             raise ValueError(
                 f"SelectiveStep: the selector {self.selector.name!r} gives weights here; call the "
                 "step itself instead of its phases"
@@ -261,7 +276,7 @@ class SelectiveStep:
         self.selection.check(inputs, target, ids)
         if indices.numel() == 0:
             raise ValueError("SelectiveStep: indices must name at least one sample, got none")
-        loss = self._train(inputs, target, Choice(indices, None), 1.0, ids)
+        loss = self._train(inputs, target, Share(Choice(indices), 1.0), ids)
         self.selection.steps += 1
         return loss
 
@@ -312,12 +327,12 @@ class SelectiveStep:
 
         def look(output: Any) -> None:
             nonlocal share
+            if not plan.measure:
+                self.selection.remember(output, target, ids)
+                return
             if watch is not None:
                 watch.mark("step")
-            if plan.measure:
-                share = self.selection.measure_output(output, inputs, target, ids)
-            else:
-                self.selection.remember(output, target, ids)
+            share = self.selection.measure_output(output, inputs, target, ids)
             if watch is not None:
                 watch.mark("measure")
 
@@ -332,19 +347,21 @@ class SelectiveStep:
         self,
         inputs: Inputs,  # [B, ...] each
         target: Tensor,  # [B, ...]
-        choice: Choice,
-        scale: float,
+        share: Share,
         ids: Tensor | None,  # [B]
     ) -> Tensor:
-        indices = choice.indices
+        indices = share.choice.indices
         chosen, chosen_target = take(inputs, indices), target.index_select(0, indices)
+        if share.usable is not None:
+            chosen, chosen_target = blanked((chosen, chosen_target), share.usable)
 
         def look(output: Any) -> None:
             if self.selection.memory is not None and ids is not None:
                 chosen_ids = ids.to(indices.device, non_blocking=indices.is_cuda)
                 self.selection.remember(output, chosen_target, chosen_ids.index_select(0, indices))
 
-        return self._take_step(chosen, chosen_target, choice.weights, scale, look=look)
+        weights = share.choice.weights
+        return self._take_step(chosen, chosen_target, weights, share.scale, look=look)
 
     def _forward_and_loss(
         self,

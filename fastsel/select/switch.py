@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import statistics
 from collections import deque
@@ -20,7 +21,8 @@ _PROBE_STEPS = (4, 256)
 # Early on, shares change fast and a late decision costs most: whatever `overhead` says, a probe
 # then comes whenever the steps have become a quarter more. That adds a dozen probes in all.
 _EARLY_PROBES = 4
-# Readings of a step's seconds between two probes; all other steps run without a clock.
+# Readings of a step's seconds before each probe, a quarter of the steps between two at most; all
+# others run without a clock.
 _READINGS = 3
 
 Agreement = Callable[[list[float]], list[float]]
@@ -33,7 +35,7 @@ class Plan(NamedTuple):
         select: Train on the chosen samples; otherwise on the whole batch.
         measure: Find out which share of the batch's gradient norm the choice carries; in a plain
             step, from the scores of its own forward.
-        trial: Choose only to see what that takes, and train on the batch's first samples: whether
+        trial: Choose only to see what that takes, and train on every so many-th sample: whether
             the choice is a good one is not known yet, or is in doubt.
         watch: Time it.
     """
@@ -89,7 +91,8 @@ class CostAwareSwitch:
             measured.
         margin: How far share and cost have to be apart, relative to cost, before it changes.
         overhead: The part of a plain step's time that watching may take.
-        trial_every: Steps between two timings of the other kind of step.
+        trial_every: Steps between two timings of the other kind of step; as many times that where
+            several steps are timed as one.
 
     Attributes:
         selecting: What it does now.
@@ -143,6 +146,7 @@ class CostAwareSwitch:
         self._next_trial = 0
         self._trial_left = 0
         self._cycle: tuple[str, list[float]] = ("", [])
+        self._longest_cycle = 1
 
     @property
     def cost(self) -> float | None:
@@ -155,20 +159,28 @@ class CostAwareSwitch:
         """The share of the gradient norm that the chosen samples carry; None while unknown."""
         return statistics.median(self._shares) if len(self._shares) == _SHARES else None
 
-    def plan(self) -> Plan:
-        """What the step that comes next is to do."""
+    def plan(self, unheard: int = 0) -> Plan:
+        """What the step that comes next is to do.
+
+        Args:
+            unheard: Steps of the kind it does not run now that have been planned, and of which it
+                will hear later, as from a device.
+        """
         if self.force is not None:
             return Plan(self.force == "select", measure=False, watch=False)
         if len(self._seconds["plain"]) < _TRIAL_STEPS:
             return Plan(select=False, measure=False)
+        missing = self._trial_left
         if len(self._seconds["select"]) < _TRIAL_STEPS:
-            return Plan(select=True, measure=False, trial=True)
-        if self._trial_left > 0:
-            return Plan(not self.selecting, measure=False, trial=not self.selecting)
+            missing = _TRIAL_STEPS - len(self._seconds["select"])
+        if missing > 0:
+            if unheard < missing * self._longest_cycle + self._untimed["select"]:
+                return Plan(not self.selecting, measure=False, trial=not self.selecting)
+            return Plan(self.selecting, measure=False, watch=False)
         return Plan(
             self.selecting,
             measure=self._step >= self._next_probe,
-            watch=self._step >= self._next_watch,
+            watch=self._step >= min(self._next_watch, self._next_trial),
         )
 
     def skip(self) -> None:
@@ -200,6 +212,7 @@ class CostAwareSwitch:
         """
         if self.force is not None:
             return
+        self._longest_cycle = max(self._longest_cycle, cycle)
         timed = self._time("select" if plan.select else "plain", seconds, cycle)
         if plan.measure:
             self._add("probe", probe_seconds)
@@ -212,11 +225,11 @@ class CostAwareSwitch:
         if self._trial_left > 0:
             # Steps planned before the trial began may still be heard of: they are not of it.
             self._trial_left -= timed and plan.select != self.selecting
-            self._next_trial = self._step + self.trial_every
+            self._next_trial = self._step + self.trial_every * self._longest_cycle
         elif self._step >= self._next_trial and self.cost is not None:
             if self._next_trial > 0:
                 self._trial_left = _TRIAL_STEPS
-            self._next_trial = self._step + self.trial_every
+            self._next_trial = self._step + self.trial_every * self._longest_cycle
 
     def state_dict(self) -> dict[str, Any]:
         """What is needed to go on as this switch would, as plain numbers."""
@@ -234,24 +247,42 @@ class CostAwareSwitch:
                 self._next_trial,
                 self._trial_left,
             ],
-            "cycle": (self._cycle[0], list(self._cycle[1])),
+            "cycle": (self._cycle[0], list(self._cycle[1]), self._longest_cycle),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes over what `state_dict` gave; ValueError if it is not a switch's state."""
+        """Takes over what `state_dict` gave.
+
+        Raises:
+            ValueError: It is not a switch's state; nothing has changed.
+        """
         missing = sorted(self.state_dict().keys() - state.keys())
         if missing:
             raise ValueError(f"CostAwareSwitch: state must have {', '.join(missing)}")
+        taken = copy.copy(self)
+        try:
+            taken._take(state)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"CostAwareSwitch: state must be a switch's, got {error}") from error
+        vars(self).update(vars(taken))
+
+    def _take(self, state: dict[str, Any]) -> None:
         self.selecting = state["selecting"]
         self.decisions = [Decision(*decision) for decision in state["decisions"]]
         self._step = state["step"]
-        for kind, values in state["seconds"].items():
-            self._seconds[kind] = deque(values, maxlen=_WINDOW)
+        self._seconds = {
+            kind: deque(state["seconds"][kind], maxlen=_WINDOW) for kind in self._seconds
+        }
         self._untimed = dict(state["untimed"])
         self._shares = deque(state["shares"], maxlen=_SHARES)
-        self._probe_every, self._next_probe, self._next_watch = state["schedule"][:3]
-        self._next_trial, self._trial_left = state["schedule"][3:]
-        kind, seconds = state["cycle"]
+        (
+            self._probe_every,
+            self._next_probe,
+            self._next_watch,
+            self._next_trial,
+            self._trial_left,
+        ) = state["schedule"]
+        kind, seconds, self._longest_cycle = state["cycle"]
         self._cycle = (kind, list(seconds))
 
     def __repr__(self) -> str:
@@ -289,9 +320,10 @@ class CostAwareSwitch:
         if math.isfinite(probe / plain):
             fewest, most = _PROBE_STEPS
             steady = round(min(max(probe / (self.overhead * plain), fewest), most))
-            self._probe_every = min(steady, max(fewest, self._step // _EARLY_PROBES))
+            steady = max(steady, 4 * _READINGS * cycle)
             # A step that measured may not be timed: whole cycles have to fit between two of them.
-            self._probe_every = max(self._probe_every, 2 * cycle)
+            early = max(fewest, self._step // _EARLY_PROBES, 2 * cycle)
+            self._probe_every = min(steady, early)
         cost = select / plain
         if not math.isfinite(share + cost):
             return
