@@ -1,4 +1,4 @@
-"""Turns bench/results into the README's tables.
+"""Turns bench/results into the tables of the README and of the docs.
 
 Usage:
     python bench/report.py                       rewrite the tables
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Callable
@@ -21,6 +22,8 @@ import harness
 
 RESULTS = harness.RESULTS
 README = harness.ROOT / "README.md"
+STEP_PAGE = harness.ROOT / "docs" / "selective_step.md"
+SWITCH = RESULTS / "switch.json"
 STEP = "selective_step"
 
 
@@ -114,19 +117,39 @@ def ratio(row: dict[str, Any]) -> str:
     return "{mean:.2f} ({low:.2f}–{high:.2f})".format(**row["ratio"])
 
 
-TABLES: dict[str, Callable[[], str]] = {
-    "kernels": kernels,
-    "steps": steps,
-    "strategies": strategies,
+def switch() -> str:
+    """What the switch costs where selecting loses, and keeps where it wins."""
+    results = json.loads(SWITCH.read_text())
+    lines = ["| task | always plain | always selecting | switch | |", "|---|---|---|---|---|"]
+    for task in results["tasks"]:
+        made, runs = task["task"], task["runs"]
+        what = f"{made['data']}, batch of {made['batch_size']}, {made['steps']} steps"
+        goal = "to plain training's best test loss" if made["wins"] else "of them all"
+        seconds = " | ".join(f"{task[arm]:.1f}" for arm in ("plain", "select", "switch"))
+        share = f"{task['value']:.3f} of " + ("the saving" if made["wins"] else "plain")
+        lines.append(f"| {what}: seconds {goal} | {seconds} | {share} |")
+        losses = " | ".join(
+            f"{statistics.fmean(run['final_loss'][arm] for run in runs):.4f}"
+            for arm in ("plain", "select", "switch")
+        )
+        lines.append(f"| the same: test loss at the end | {losses} | |")
+    machine = f"{len(runs)} seeds each, {results['cpu']}, {results['threads']} threads."
+    return "\n".join([*lines, "", machine, ""])
+
+
+TABLES: dict[Path, dict[str, Callable[[], str]]] = {
+    README: {"kernels": kernels, "steps": steps, "strategies": strategies},
+    STEP_PAGE: {"switch": switch},
 }
 
 
-def fill(text: str) -> str:
-    """The README's text with its tables as bench/results has them."""
-    for name, table in TABLES.items():
+def fill(page: Path) -> str:
+    """A page's text with its tables as bench/results has them."""
+    text = page.read_text()
+    for name, table in TABLES[page].items():
         begin, end = f"<!-- {name}: written by bench/report.py -->", f"<!-- end of {name} -->"
         if begin not in text or end not in text:
-            sys.exit(f"README.md lacks the lines {begin!r} and {end!r}")
+            sys.exit(f"{page.name} lacks the lines {begin!r} and {end!r}")
         before, _, rest = text.partition(begin)
         _, _, after = rest.partition(end)
         text = f"{before}{begin}\n\n{table()}\n{end}{after}"
@@ -144,18 +167,18 @@ def keep(path: Path) -> None:
 
 
 def main() -> None:
-    """Keeps results, and rewrites or checks README.md."""
+    """Keeps results, and rewrites or checks the pages."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--keep", nargs="*", type=Path, default=[], metavar="RESULTS")
     arguments = parser.parse_args()
     for path in arguments.keep:
         keep(path)
-    text = README.read_text()
-    updated = fill(text)
-    if arguments.check and updated != text:
-        sys.exit("README.md's tables are out of date: run python bench/report.py")
-    README.write_text(updated)
+    for page in TABLES:
+        updated = fill(page)
+        if arguments.check and updated != page.read_text():
+            sys.exit(f"{page.name}'s tables are out of date: run python bench/report.py")
+        page.write_text(updated)
 
 
 if __name__ == "__main__":
