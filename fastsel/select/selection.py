@@ -284,14 +284,7 @@ class BatchSelection:
         share: Tensor | None = None,
         timed: bool = True,
     ) -> None:
-        """Ends a step: the switch hears of it as soon as its seconds are known.
-
-        Args:
-            plan: What the step did.
-            watch: Its stopwatch, with the phase ``"measure"`` for what only the measuring took.
-            share: The share found, if it measured.
-            timed: False where the other phases held work that an ordinary step does not do.
-        """
+        """Ends a step; the switch hears of it once its seconds are known. See `Reports.add`."""
         self.steps += 1
         if share is not None and self._every > 1 and self.memory is None:
             # The steps that do not score choose at random.
