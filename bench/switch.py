@@ -177,6 +177,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one seed, few steps, nothing written")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    origin = harness.provenance() | {"command": shlex.join(["python", *sys.argv])}
     seeds = 1 if arguments.quick else arguments.seeds
     results = []
     for task in TASKS:
@@ -194,7 +195,6 @@ def main() -> None:
         results.append({"task": asdict(task), **result, "runs": runs})
     if not arguments.quick:
         path = harness.RESULTS / "switch.json"
-        origin = harness.provenance() | {"command": shlex.join(["python", *sys.argv])}
         path.write_text(json.dumps({**origin, "tasks": results}, indent=1) + "\n")
         print(f"written to {path.relative_to(harness.ROOT)}")
 

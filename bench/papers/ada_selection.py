@@ -187,10 +187,11 @@ def experiment(plan: Plan, processes: int, command: str) -> dict[str, Any]:
         load(name, plan.data_dir)  # downloads once, and fails before anything is trained
     start = time.monotonic()
     progress = Progress(plan.runs)
+    origin = harness.provenance()  # now, for this is the code that the runs load
     found = side_by_side.run(work, jobs, processes=processes, on_message=progress)
     sizes = {name: load(name, plan.data_dir) for name in plan.tasks}
     return {
-        **harness.provenance(),
+        **origin,
         "command": command,
         "threads": 1,
         "processes": processes,
