@@ -16,4 +16,21 @@ STABLE_TORCH_LIBRARY(FASTSEL_NAMESPACE, m) {
       "Tensor(a!) method_weights, Tensor(b!) method_losses, Tensor(c!) step, SymInt k, float beta, "
       "float curriculum_power, bool standardize=True, *, Tensor? statistics=None, Tensor(d!)? "
       "excluded=None) -> (Tensor indices, Tensor scores)");
+  m.def(
+      "linear_grad_norm_sq(Tensor activations, Tensor grad_outputs, *, str form=\"auto\") -> "
+      "Tensor");
+  m.def(
+      "conv_grad_norm_sq(Tensor input, Tensor grad_outputs, int[] kernel_size, int[] stride, int[] "
+      "padding, int[] dilation, int groups, *, str form=\"auto\") -> Tensor");
+  m.def(
+      "embedding_grad_norm_sq(Tensor indices, Tensor grad_outputs, int padding_idx=-1) -> Tensor");
+  m.def("affine_grad_norm_sq(Tensor normalized, Tensor grad_outputs) -> Tensor");
+  m.def("bias_grad_norm_sq(Tensor grad_outputs) -> Tensor");
+  m.def(
+      "linear_weight_grad(Tensor activations, Tensor grad_outputs) -> (Tensor weight_grad, Tensor "
+      "bias_grad, Tensor weight_norm_sq, Tensor bias_norm_sq)");
+  m.def(
+      "conv_weight_grad(Tensor input, Tensor grad_outputs, int[] kernel_size, int[] stride, int[] "
+      "padding, int[] dilation, int groups) -> (Tensor weight_grad, Tensor bias_grad, Tensor "
+      "weight_norm_sq, Tensor bias_norm_sq)");
 }

@@ -3,6 +3,9 @@
 The public names, few:
 
 - `sample_scores`, `topk`, `adaselection_`: the operators, also as ``torch.ops.fastsel.*``.
+- `linear_grad_norm_sq`, `conv_grad_norm_sq`, `embedding_grad_norm_sq`, `affine_grad_norm_sq`,
+  `bias_grad_norm_sq`: the squared norm of each sample's gradient of a parameter.
+- `GradNorms`: the norm of every sample's gradient, from one ordinary backward.
 - `SelectiveStep` and the selectors in `fastsel.select`: one training step on the chosen part of a
 batch.
 - `fastsel.data`, `fastsel.compare`: data sets, and the comparison of strategies behind ``fastsel
@@ -17,21 +20,34 @@ from fastsel._version import __version__
 
 __all__ = [
     "AdaSelectionChoice",
+    "GradNorms",
     "SampleScores",
     "SelectiveStep",
     "TopK",
     "__version__",
     "adaselection_",
+    "affine_grad_norm_sq",
+    "bias_grad_norm_sq",
+    "conv_grad_norm_sq",
+    "embedding_grad_norm_sq",
+    "linear_grad_norm_sq",
+    "register_norm_rule",
     "sample_scores",
     "topk",
 ]
 
 try:
+    from fastsel.grad_norms import GradNorms, register_norm_rule
     from fastsel.ops import (
         AdaSelectionChoice,
         SampleScores,
         TopK,
         adaselection_,
+        affine_grad_norm_sq,
+        bias_grad_norm_sq,
+        conv_grad_norm_sq,
+        embedding_grad_norm_sq,
+        linear_grad_norm_sq,
         sample_scores,
         topk,
     )

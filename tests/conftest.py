@@ -61,6 +61,14 @@ class Backend:
             return ops.topk(scores, k, **kwargs)
         return ops.TopK(*self.ops.topk(scores, k, **kwargs))
 
+    def grad_norm_sq(self, op: str, *args: Any, **kwargs: Any) -> Tensor:
+        """Calls ``fastsel.<op>_grad_norm_sq`` here; tensors are moved to the device."""
+        moved = [arg.to(self.device) if isinstance(arg, Tensor) else arg for arg in args]
+        name = f"{op}_grad_norm_sq"
+        function = getattr(self.ops if self.name == "simt" else ops, name)
+        result: Tensor = function(*moved, **kwargs)
+        return result
+
     def need(self, elements: int) -> None:
         """Skips a test whose input is too large for an emulator."""
         if elements > self.max_elements:
@@ -179,3 +187,32 @@ def assert_same_bits(actual: Tensor, expected: Tensor) -> None:
         for tensor in (actual, expected)
     ]
     assert torch.equal(*as_bytes)
+
+
+def assert_norms_close(
+    actual: Tensor,  # [B]
+    expected: NDArray[np.float64],  # [B]
+    of_magnitudes: NDArray[np.float64],  # [B]
+    backend: Backend,
+) -> None:
+    """Squared norms as close to the truth as the rounding of sums allows.
+
+    Where terms cancel, what a sum loses is a share of the norm that the terms' magnitudes have,
+    `of_magnitudes`: s(1 + e) with |e| < u m / s, so s^2 is off by 2 u m s. The CPU sums in double;
+    GPU kernels add a few terms in float first.
+    """
+    is_double = actual.dtype == torch.float64
+    assert actual.dtype == (torch.float64 if is_double else torch.float32)
+    assert actual.device.type == backend.device.type
+    # Float32: half a unit in the last place is 6e-8. The rest is a few roundings of either type.
+    share = 1e-14 if is_double else 1e-7
+    lost = 1e-13 if backend.name == "cpu" else 1e-6
+    with np.errstate(all="ignore"):
+        rounded = expected if is_double else np.asarray(expected, np.float32).astype(np.float64)
+        tolerance = share * expected + lost * np.sqrt(expected) * np.sqrt(of_magnitudes) + 1e-44
+        numbers = to_numpy(actual)
+        finite = np.isfinite(rounded)
+        assert numbers.shape == expected.shape
+        np.testing.assert_array_equal(numbers[~finite], rounded[~finite])
+        error = np.abs(numbers[finite] - expected[finite])
+    assert (error <= tolerance[finite]).all(), (numbers, expected, tolerance)

@@ -259,3 +259,94 @@ def _softplus(x: float) -> float:
 
 def _sigmoid(x: float) -> float:
     return float(np.exp(-np.logaddexp(0.0, -x)))
+
+
+def linear_grad_norm_sq(
+    activations: Float64,  # [B, T..., d]
+    grad_outputs: Float64,  # [B, T..., p]
+) -> Float64:
+    """The squared norm ``[B]`` of each sample's weight gradient ``G^T A`` of a linear layer."""
+    batch, positions = len(activations), int(np.prod(activations.shape[1:-1]))
+    a = activations.reshape(batch, positions, activations.shape[-1])
+    g = grad_outputs.reshape(batch, positions, grad_outputs.shape[-1])
+    return np.array([np.square(g_b.T @ a_b).sum() for a_b, g_b in zip(a, g, strict=True)])
+
+
+def conv_weight_grads(
+    inputs: Float64,  # [B, C_in, spatial...]
+    grad_outputs: Float64,  # [B, C_out, spatial...]
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Float64:
+    """Each sample's weight gradient of a convolution ``[B, C_out, C_in / groups, kernel...]``."""
+    batch, in_channels = inputs.shape[:2]
+    out_channels, out_size = grad_outputs.shape[1], grad_outputs.shape[2:]
+    positions = int(np.prod(out_size))
+    around = [(0, 0), (0, 0), *((p, p + s) for p, s in zip(padding, stride, strict=True))]
+    padded = np.pad(inputs, around)
+    grads = np.zeros((batch, out_channels, in_channels // groups, *kernel_size))
+    a_group, g_group = in_channels // groups, out_channels // groups
+    for tap in np.ndindex(*kernel_size):
+        window = tuple(
+            slice(k * d, k * d + (n - 1) * s + 1 if n > 0 else k * d, s)
+            for k, d, s, n in zip(tap, dilation, stride, out_size, strict=True)
+        )
+        place = (slice(None), slice(None), *window)
+        seen = padded[place]  # [B, C_in, out spatial...]
+        for group in range(groups):
+            a = seen[:, group * a_group : (group + 1) * a_group].reshape(batch, a_group, positions)
+            rows = slice(group * g_group, (group + 1) * g_group)
+            g = grad_outputs[:, rows].reshape(batch, g_group, positions)
+            place = (slice(None), rows, slice(None), *tap)
+            grads[place] = np.einsum("bpt,bdt->bpd", g, a)
+    return grads
+
+
+def conv_grad_norm_sq(
+    inputs: Float64,  # [B, C_in, spatial...]
+    grad_outputs: Float64,  # [B, C_out, spatial...]
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Float64:
+    """The squared norm ``[B]`` of each sample's weight gradient of a convolution."""
+    grads = conv_weight_grads(inputs, grad_outputs, kernel_size, stride, padding, dilation, groups)
+    return np.asarray(np.square(grads).sum(tuple(range(1, grads.ndim))))
+
+
+def embedding_grad_norm_sq(
+    indices: Int64,  # [B, T...]
+    grad_outputs: Float64,  # [B, T..., D]
+    padding_idx: int = -1,
+) -> Float64:
+    """The squared norm ``[B]`` of each sample's gradient of an embedding table."""
+    norms = np.zeros(len(indices))
+    for b, (tokens, grads) in enumerate(zip(indices, grad_outputs, strict=True)):
+        rows: dict[int, Float64] = {}
+        for token, grad in zip(
+            tokens.reshape(-1), grads.reshape(tokens.size, grad_outputs.shape[-1]), strict=True
+        ):
+            if token != padding_idx:
+                rows[int(token)] = rows.get(int(token), 0.0) + grad
+        norms[b] = sum(np.square(row).sum() for row in rows.values())
+    return norms
+
+
+def affine_grad_norm_sq(
+    normalized: Float64,  # [B, T..., D]
+    grad_outputs: Float64,  # [B, T..., D]
+) -> Float64:
+    """The squared norm ``[B]`` of each sample's gradient of a normalisation's weight."""
+    return bias_grad_norm_sq(normalized * grad_outputs)
+
+
+def bias_grad_norm_sq(grad_outputs: Float64) -> Float64:  # [B, T..., p] -> [B]
+    """The squared norm ``[B]`` of each sample's bias gradient, the sum over positions."""
+    batch, width = len(grad_outputs), grad_outputs.shape[-1]
+    positions = int(np.prod(grad_outputs.shape[1:-1]))
+    return np.asarray(np.square(grad_outputs.reshape(batch, positions, width).sum(1)).sum(1))

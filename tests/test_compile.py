@@ -184,6 +184,51 @@ def test_adaselection_of_every_backend(backend: Backend) -> None:
         assert_same_bits(result, expected)
 
 
+def gradients(batch_size: int, backend: Backend) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens ``[B, T]``, normalised inputs and output gradients ``[B, T, D]``, T varying with B."""
+    generator = torch.Generator().manual_seed(batch_size)
+    positions = batch_size + 3
+    indices = torch.randint(0, 9, (batch_size, positions), generator=generator)
+    x, g = torch.randn(2, batch_size, positions, 12, generator=generator)
+    return indices.to(backend.device), x.to(backend.device), g.to(backend.device)
+
+
+@pytest.mark.parametrize("dynamic", [True, None], ids=["dynamic", "automatic"])
+def test_grad_norms(cpu: Backend, dynamic: bool | None) -> None:
+    def norms(indices: Tensor, x: Tensor, g: Tensor) -> Tensor:
+        embedding = ops.embedding_grad_norm_sq(indices, g, 3)
+        affine = ops.affine_grad_norm_sq(x, g) + ops.affine_grad_norm_sq(
+            x.transpose(1, 2), g.transpose(1, 2)
+        )
+        return torch.stack([embedding, affine, ops.bias_grad_norm_sq(g)])
+
+    counter = CompileCounterWithBackend("inductor")
+    compiled = torch.compile(norms, fullgraph=True, dynamic=dynamic, backend=counter)
+    for batch_size in (8, 12, 20):
+        indices, x, g = gradients(batch_size, cpu)
+        g.requires_grad_()  # as a gradient of a graph that is kept has it
+        actual = compiled(indices, x, g)
+        assert_same_bits(actual, norms(indices, x, g))
+        assert not actual.requires_grad
+    assert counter.frame_count == (1 if dynamic else 2)
+
+
+def test_grad_norms_of_every_backend(backend: Backend) -> None:
+    def norms(indices: Tensor, x: Tensor, g: Tensor) -> Tensor:
+        return torch.stack(
+            [
+                backend.ops.embedding_grad_norm_sq(indices, g, 3),
+                backend.ops.affine_grad_norm_sq(x, g),
+                backend.ops.bias_grad_norm_sq(g),
+            ]
+        )
+
+    compiled = torch.compile(norms, fullgraph=True, dynamic=True)
+    for batch_size in (8, 19):
+        arguments = gradients(batch_size, backend)
+        assert_same_bits(compiled(*arguments), norms(*arguments))
+
+
 def test_differentiable_values(cpu: Backend) -> None:
     compiled = torch.compile(
         lambda scores: ops.topk(scores, 3).values.square().sum(), fullgraph=True
@@ -231,3 +276,15 @@ def test_wrong_shapes_are_named_while_tracing(backend: Backend) -> None:
             backend.ops.adaselection_(losses, None, losses[1:], [7], *rest, 2, 0.5, 0.5)
         with pytest.raises(RuntimeError, match="adaselection_: k must not exceed"):
             backend.ops.adaselection_(losses, None, None, [0, 1], *rest, 5, 0.5, 0.5)
+        indices = torch.zeros(4, 3, dtype=torch.int64, device=backend.device)
+        cube = torch.zeros(4, 3, 2, device=backend.device)
+        with pytest.raises(RuntimeError, match="embedding_grad_norm_sq: grad_outputs must be"):
+            backend.ops.embedding_grad_norm_sq(indices, cube[:, :2])
+        with pytest.raises(RuntimeError, match="embedding_grad_norm_sq: grad_outputs must be"):
+            backend.ops.embedding_grad_norm_sq(indices, logits)
+        with pytest.raises(RuntimeError, match="affine_grad_norm_sq: grad_outputs must have"):
+            backend.ops.affine_grad_norm_sq(cube, cube[:, :, :1])
+        with pytest.raises(RuntimeError, match="affine_grad_norm_sq: normalized must be"):
+            backend.ops.affine_grad_norm_sq(losses, losses)
+        with pytest.raises(RuntimeError, match="bias_grad_norm_sq: grad_outputs must be"):
+            backend.ops.bias_grad_norm_sq(losses)

@@ -13,7 +13,13 @@ import torch
 import fastsel
 from fastsel.scores import Scores
 
-PARTS = ("fastsel.ops", "fastsel.scores", "fastsel.criterion", "fastsel.select")
+PARTS = (
+    "fastsel.ops",
+    "fastsel.grad_norms",
+    "fastsel.scores",
+    "fastsel.criterion",
+    "fastsel.select",
+)
 
 
 def modules() -> list[str]:

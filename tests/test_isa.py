@@ -24,6 +24,8 @@ TESTS = [
     "test_topk.py",
     "test_adaselection.py",
     "test_adaselection_hard.py",
+    "test_affine_grad_norm.py",
+    "test_embedding_grad_norm.py",
 ]
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import Backend
-from samples import SAMPLES, Sample
+from sample import Sample
+from samples import SAMPLES
 
 ALL_TESTS = (
     "test_schema",

@@ -8,7 +8,8 @@ import pytest
 import reference
 import torch
 from conftest import SIMT_ORDERS, Backend, assert_same_bits, set_simt_device, set_simt_order
-from samples import SAMPLES, Sample, logits_and_target
+from sample import Sample
+from samples import SAMPLES, logits_and_target
 from torch import Tensor
 
 SMALL = [sample for sample in SAMPLES if not sample.cpu_only]

@@ -17,6 +17,7 @@
 //   memory             Vector<T, N>, load_vector, store_vector, load_streaming
 //   arithmetic         fast_exp2
 //   cooperative grid   grid_sync(), grid_arrive() and grid_wait()
+//   tensor cores       and asynchronous copies into shared memory: cuda/mma.cuh
 //   loops              FASTSEL_UNROLL, FASTSEL_UNROLL_BY(n) in front of a loop
 // What a launcher may use:
 //   launch(kernel, LaunchConfig{grid, block, shared_bytes, stream}, arguments...),

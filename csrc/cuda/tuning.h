@@ -82,4 +82,101 @@ inline constexpr int kAdaSelectionUnroll = 4;
 // The least a block of a grid takes.
 inline constexpr int64_t kAdaSelectionRound = kAdaSelectionThreads * kAdaSelectionUnroll;
 
+// ---- affine_grad_norm_sq, bias_grad_norm_sq ----
+// Estimates from an H200's figures, not measurements.
+
+inline constexpr int kAffineThreads = 256;
+inline constexpr int kAffineResident = 2;  // blocks a multiprocessor at least: up to 128 registers
+
+// Terms of a thread whose loads are under way together, and that are added in float before they go
+// to double: four roundings of 6e-8 at most.
+inline constexpr int kAffineUnroll = 4;
+
+// How many blocks fill a multiprocessor: 1024 threads with four or eight 16-byte loads under way each
+// cover its share of the memory's latency twice.
+inline constexpr int kAffineBlocksPerMultiprocessor = 4;
+
+// The least number of elements worth a block of their own: about the 4 us that a multiprocessor reads
+// them in, as long as a second launch takes.
+inline constexpr int64_t kAffineLittleWork = 16384;
+
+inline constexpr int kAffineSquaresThreads = 512;
+
+// ---- embedding_grad_norm_sq ----
+// Estimates from an H200's figures, not measurements.
+
+// Samples of up to this many tokens are sorted in shared memory: 12 bytes each, 48 KB. Longer ones
+// take torch's segmented sort, whose several launches then weigh little.
+inline constexpr int64_t kEmbeddingSortLimit = 4096;
+inline constexpr int kEmbeddingSortThreads = 512;
+
+inline constexpr int kEmbeddingThreads = 256;
+inline constexpr int kEmbeddingResident =
+    2;  // blocks a multiprocessor at least: up to 128 registers
+
+// Rows whose loads are under way together: with 16 warps a multiprocessor 32 KB, more than latency
+// times bandwidth. Eight of them make the kernel spill registers (nvcc 13, sixteen-bit gradients).
+inline constexpr int kEmbeddingUnroll = 4;
+
+// Warps a multiprocessor is given: twice what it holds at once, so that uneven ones even out.
+inline constexpr int kEmbeddingWarpsPerMultiprocessor = 32;
+
+// The most chunks a sample is cut into: tokens that reach over their borders are added one chunk after
+// the other.
+inline constexpr int64_t kEmbeddingMostChunks = 256;
+
+// ---- linear_grad_norm_sq, conv_grad_norm_sq ----
+// Estimates from the instruction rates and register files of an A100 and an H200, not measurements.
+
+inline constexpr int kGradNormThreads = 256;  // of the kernels without tiles
+inline constexpr int kGradNormBlocksPerMultiprocessor = 8;
+
+// Stages of a product's depth in shared memory: two on their way while one is multiplied.
+inline constexpr int kProductStages = 3;
+
+// Blocks that share a multiprocessor, which sets the registers of a thread: the 64-row tile's have
+// 128 threads, the 128-row tile's 256. Splitting float32 values takes registers, and where it has
+// fewer than this the compiler spills some (nvcc 13); with two sums a thread of the 128-row tile
+// takes all 255 in any case.
+template <class T>
+inline constexpr int kProductSmallResident = sizeof(T) == 2 ? 4 : 3;
+template <class T>
+inline constexpr int kProductLargeResident = sizeof(T) == 2 ? 2 : 1;
+
+// What a multiply-add in the 64-row tile costs beside one in the 128-row tile: it loads a fragment
+// from shared memory 1.3 times as often, and a value from global memory twice as often. And how
+// many of its blocks keep a multiprocessor about as busy as one of the others.
+inline constexpr double kProductSmallCost = 1.5;
+inline constexpr int kProductSmallBusy = 2;
+
+// The depth of a stage: so much is multiplied whether it exists or not.
+inline constexpr int64_t kProductDepth = 32;
+
+// What a multiply-add of the Gram form costs beside one of the direct form.
+inline constexpr double kGramCost = 1.0;
+
+// Linear layers of few positions share a tile, up to this many of 16 or 32 rows each. A
+// multiply-add costs more again, because a fragment loaded serves two of them instead of eight.
+inline constexpr int64_t kPackedMostRows = 32;
+inline constexpr double kPackedCost = 3;
+
+// Blocks of a grid, at most: many times what is resident, so that the last ones are a small share.
+inline constexpr int kProductBlocksPerMultiprocessor = 64;
+
+// Partial sums of a sample that a warp still adds faster than a block starts to.
+inline constexpr int64_t kFinishWarpPartials = 512;
+
+// One position: the lengths of the two vectors together up to which eight lanes or a warp take a
+// sample, and the least that one of several blocks takes.
+inline constexpr int64_t kOuterShort = 256;
+inline constexpr int64_t kOuterWarp = 8192;
+inline constexpr int64_t kOuterMinSplit = 8192;
+
+// Small groups: the columns of the weight that a thread sums side by side, for one value of the
+// gradient read; the cost of such a multiply-add, with its bounds checks and address, beside one on
+// the tensor cores; and the positions up to which a warp is enough.
+inline constexpr int kNarrowColumns = 8;
+inline constexpr double kNarrowCost = 16;
+inline constexpr int64_t kNarrowWarpPositions = 256;
+
 }  // namespace fastsel::cuda

@@ -54,6 +54,8 @@ void begin_block(Block& block, const Grid& grid, dim3 index) {
     fiber.block = &block;
     fiber.warp = block.warps[i / kLanes].get();
     fiber.state = State::runnable;
+    fiber.copies.clear();
+    fiber.copy_groups.clear();
   }
   for (unsigned w = 0; w < block.warp_count; ++w) {
     Warp& warp = *block.warps[w];

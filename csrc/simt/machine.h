@@ -35,6 +35,13 @@ enum class State : uint8_t { runnable, warp_operation, block_barrier, grid_barri
 struct Block;
 struct Warp;
 
+// A copy into shared memory that its thread has started and that has not happened yet.
+struct AsyncCopy {
+  void* shared;
+  const void* global;
+  int valid;  // bytes that come from global memory
+};
+
 struct Fiber {
   Context context;
   dim3 thread;          // threadIdx
@@ -43,9 +50,11 @@ struct Fiber {
   Block* block = nullptr;
   Warp* warp = nullptr;
   State state = State::runnable;
-  bool started = false;        // the context holds a flow that can be switched to
-  int predicate = 0;           // offered to a counting block barrier
-  std::source_location where;  // of the operation the fiber waits in
+  bool started = false;             // the context holds a flow that can be switched to
+  int predicate = 0;                // offered to a counting block barrier
+  std::source_location where;       // of the operation the fiber waits in
+  std::vector<AsyncCopy> copies;    // see simt/async_copy.h
+  std::vector<size_t> copy_groups;  // for each committed group the number of copies up to its end
 };
 
 // What the lanes of one warp operation exchange: at most eight bytes a lane in and out.

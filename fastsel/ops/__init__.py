@@ -9,8 +9,20 @@ derivatives where something is differentiable. All of them trace under
 
 from __future__ import annotations
 
-from fastsel.ops import _adaselection, _scores, _topk
+from fastsel.ops import (
+    _adaselection,
+    _affine_grad_norm,
+    _conv_grad_norm,
+    _embedding_grad_norm,
+    _linear_grad_norm,
+    _scores,
+    _topk,
+)
 from fastsel.ops._adaselection import AdaSelectionChoice, adaselection_
+from fastsel.ops._affine_grad_norm import affine_grad_norm_sq, bias_grad_norm_sq
+from fastsel.ops._conv_grad_norm import conv_grad_norm_sq, conv_weight_grad
+from fastsel.ops._embedding_grad_norm import embedding_grad_norm_sq
+from fastsel.ops._linear_grad_norm import WeightGrad, linear_grad_norm_sq, linear_weight_grad
 from fastsel.ops._scores import SampleScores, sample_scores
 from fastsel.ops._topk import TopK, topk
 
@@ -18,7 +30,15 @@ __all__ = [
     "AdaSelectionChoice",
     "SampleScores",
     "TopK",
+    "WeightGrad",
     "adaselection_",
+    "affine_grad_norm_sq",
+    "bias_grad_norm_sq",
+    "conv_grad_norm_sq",
+    "conv_weight_grad",
+    "embedding_grad_norm_sq",
+    "linear_grad_norm_sq",
+    "linear_weight_grad",
     "register",
     "sample_scores",
     "topk",
@@ -42,7 +62,15 @@ def register(namespace: str) -> None:
     """
     if namespace in _registered:
         return
-    for module in (_scores, _topk, _adaselection):
+    for module in (
+        _scores,
+        _topk,
+        _adaselection,
+        _linear_grad_norm,
+        _conv_grad_norm,
+        _embedding_grad_norm,
+        _affine_grad_norm,
+    ):
         module.register(namespace)
     _registered.add(namespace)
 

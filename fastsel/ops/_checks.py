@@ -30,3 +30,14 @@ def check_float_tensor(op: str, argument: str, value: object) -> None:
         raise TypeError(
             f"{op}: {argument} may be float64 on the CPU only, got float64 on {value.device}"
         )
+
+
+def norms_like(grad_outputs: Tensor) -> Tensor:  # [B, ...] -> [B]
+    """What the per-sample gradient norms of these gradients look like."""
+    dtype = torch.float64 if grad_outputs.dtype == torch.float64 else torch.float32
+    return grad_outputs.new_empty((grad_outputs.shape[0],), dtype=dtype)
+
+
+def without_grad(value: Tensor) -> Tensor:
+    """The tensor for an operator without a derivative; detached only where that matters."""
+    return value.detach() if value.requires_grad else value

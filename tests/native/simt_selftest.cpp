@@ -248,10 +248,12 @@ void spin(unsigned blocks, unsigned threads, int rounds) {
 // Plans of kernels that run here; in a file of its own because it needs their headers.
 void bind_topk_plan(pybind11::module_& m);
 void bind_adaselection(pybind11::module_& m);
+void bind_grad_norm(pybind11::module_& m);
 
 void bind_simt(pybind11::module_& parent) {
   bind_topk_plan(parent);
   bind_adaselection(parent);
+  bind_grad_norm(parent);
   auto m = parent.def_submodule("simt", "Kernels that test the host emulation of CUDA.");
 #if defined(__SANITIZE_ADDRESS__)
   m.attr("address_sanitizer") = true;

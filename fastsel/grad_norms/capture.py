@@ -1,0 +1,355 @@
+"""Sees every use of a model's parameters in a forward, and records its gradient in the backward.
+
+A `torch.overrides.TorchFunctionMode` looks at the calls of `torch.nn.functional`, so that it does
+not matter which module makes them: subclasses, functional use of a module's weight, tied and
+repeated layers come out alike, and the model is not changed. torch.compile traces it like any other
+code.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from fastsel.grad_norms import handlers
+from fastsel.grad_norms.kinds import Use
+from fastsel.grad_norms.records import Pass, Records, Target, in_backward, refuse_second_derivative
+from fastsel.grad_norms.rules import NormRule, norm_rule
+
+Call = Callable[..., Any]
+
+
+class Capture(TorchFunctionMode):
+    """The mode; see the module's text. `GradNorms` makes and enters it.
+
+    Attributes:
+        records: Where the gradients go.
+        shared: Parameters known to be used more than once in a forward.
+        missing: Parameters that were used where there is no rule, if that is allowed.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        exact_grad: bool,
+        allow_missing: bool,
+        batch_statistics: bool,
+        shared: Iterable[str],
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.active = False
+        self.exact_grad = exact_grad
+        self.allow_missing = allow_missing
+        self.batch_statistics = batch_statistics
+        self.records = Records()
+        self.missing: set[str] = set()
+        self.shared = set(shared)
+        self.token = torch.zeros(1)
+        self._compiled_uses: dict[str, int] = {}
+        self._names: dict[Tensor, str] = {}
+        self._foreign: set[int] = set()
+        self._ruled: set[str] = set()
+        self.refresh()
+        if not any(parameter.requires_grad for parameter in self._names):
+            raise ValueError("GradNorms: the model has no parameter that requires a gradient")
+        unknown = sorted(self.shared - set(dict(model.named_parameters(remove_duplicate=False))))
+        if unknown:
+            raise ValueError(f"GradNorms: shared names no parameter of the model: {unknown}")
+
+    def refresh(self) -> None:
+        """Reads the model's parameters again: sharding replaces them in the forward."""
+        self._names = {}
+        for name, parameter in self.model.named_parameters(remove_duplicate=False):
+            if parameter in self._names:
+                self.shared.add(self._names[parameter])
+            else:
+                self._names[parameter] = name
+        device = next((p.device for p in self._names), torch.device("cpu"))
+        self.token = self.token.to(device)
+
+    def parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """The model's parameters as they are now, by their first names."""
+        yield from self.model.named_parameters()
+
+    # ---- when it is on ----
+
+    def install(self) -> list[Any]:
+        """Hooks that stay: what begins a forward, rules of one's own, what gets a gradient.
+
+        They hold on to nothing, so that the capture ends with its owner.
+        """
+        me = weakref.ref(self)
+
+        def begin(module: nn.Module, args: Any) -> None:
+            capture = me()
+            if capture is not None and capture.active:
+                capture.begin_forward()
+
+        def watch_rule(
+            rule: NormRule, prefix: str, module: nn.Module, args: tuple[Any, ...], out: Any
+        ) -> None:
+            capture = me()
+            if capture is not None and capture.active and torch.is_grad_enabled():
+                capture.watch_rule(rule, prefix, module, args, out)
+
+        def touch(name: str, parameter: Tensor) -> None:
+            capture = me()
+            if capture is not None and (capture.active or capture.records.current.uses):
+                capture.records.touched.add((torch._C._current_graph_task_id(), name))
+
+        handles: list[Any] = [self.model.register_forward_pre_hook(begin)]
+        for prefix, module in self.model.named_modules():
+            rule = norm_rule(module)
+            if rule is not None:
+                handles.append(
+                    module.register_forward_hook(functools.partial(watch_rule, rule, prefix))
+                )
+                self._ruled.update(
+                    f"{prefix}.{name}".lstrip(".")
+                    for name, _ in module.named_parameters(recurse=False)
+                )
+        for parameter, name in self._names.items():
+            if parameter.requires_grad and parameter.is_leaf:
+                hook = functools.partial(touch, name)
+                handles.append(parameter.register_post_accumulate_grad_hook(hook))
+        return handles
+
+    def start(self) -> None:
+        """Looks at every call from now on."""
+        self.active = True
+        self._compiled_uses = {}
+        self.__enter__()  # type: ignore[no-untyped-call]
+
+    def stop(self) -> None:
+        """Looks at none."""
+        self.active = False
+        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+    def begin_forward(self) -> None:
+        """The whole model's forward starts."""
+        if torch.compiler.is_compiling():
+            self._compiled_uses = {}
+        elif not in_backward():
+            self.records.begin()
+
+    def __torch_function__(
+        self, func: Call, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        handler = handlers.HANDLERS.get(func)
+        if handler is not None and self._grad_enabled(args):
+            return handler(self, func, *args, **kwargs)
+        out = func(*args, **kwargs)
+        if torch.is_grad_enabled():
+            for value in args:
+                if isinstance(value, Tensor):
+                    self._check_use(func, value, out)
+                elif isinstance(value, (list, tuple)):
+                    for item in value:
+                        if isinstance(item, Tensor):
+                            self._check_use(func, item, out)
+        return out
+
+    def _grad_enabled(self, args: Sequence[Any]) -> bool:
+        """Whether gradients are kept; raises where inference mode forbids them for good."""
+        if torch.is_grad_enabled():
+            return True
+        if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
+            for value in args:
+                name = self.name(value) if isinstance(value, Tensor) else None
+                if name is not None:
+                    raise RuntimeError(
+                        f"GradNorms: layer {self.layer(name)!r} runs in inference mode, which "
+                        "keeps no gradients: evaluate under torch.no_grad() instead"
+                    )
+        return False
+
+    # ---- which parameters count ----
+
+    def name(self, parameter: Tensor | None) -> str | None:
+        """The name of a parameter that is trained, None of anything else."""
+        if parameter is None or not parameter.requires_grad:
+            return None
+        if parameter in self._names:
+            known = self._names[parameter]
+            return None if known in self._ruled else known
+        if torch.compiler.is_compiling() or not parameter.is_leaf:
+            return None
+        if id(parameter) not in self._foreign:
+            self.refresh()
+            if parameter in self._names:
+                return self._names[parameter]
+            self._foreign.add(id(parameter))
+        return None
+
+    def _check_use(self, func: Call, value: Tensor, out: Any) -> None:
+        """Raises where a parameter goes into something that has no rule."""
+        if value not in self._names or not value.requires_grad:
+            return
+        if not (isinstance(out, Tensor) and out.requires_grad) or out is value:
+            return
+        name = self._names[value]
+        if name in self._ruled:
+            return
+        if self.allow_missing:
+            self.missing.add(name)
+            return
+        raise NotImplementedError(
+            f"GradNorms: parameter {name!r} of {self._owner(name)} is used by "
+            f"{getattr(func, '__name__', func)}, for which there is no norm rule: "
+            "register_norm_rule "
+            "for its module, or GradNorms(..., missing='approximate') to leave it out of the norms"
+        )
+
+    def _owner(self, name: str) -> str:
+        module = self.model.get_submodule(name.rpartition(".")[0])
+        return type(module).__name__
+
+    def check_complete(self, one: Pass, squared: Mapping[str, Tensor]) -> None:
+        """Raises where a parameter got a gradient in a pass but no norm: the sum would be short."""
+        for backward, name in sorted(self.records.touched):
+            if backward in one.backwards and name not in squared and name not in self.missing:
+                raise RuntimeError(
+                    f"GradNorms: parameter {name!r} of {self._owner(name)} got a gradient, but "
+                    "nothing "
+                    "is known of how: it was used outside the context, or where no norm rule "
+                    "sees it "
+                    "(register_norm_rule for its module)"
+                )
+
+    # ---- recording ----
+
+    def layer(self, name: str) -> str:
+        """The layer of a parameter, for errors."""
+        return name.rpartition(".")[0] or type(self.model).__name__
+
+    def _check_batch(self, name: str, size: int) -> None:
+        """The first dimension is the same everywhere, or it is not the batch."""
+        current = self.records.current
+        if current.batch_size is None:
+            current.batch_size, current.first_layer = size, self.layer(name)
+        elif current.batch_size != size:
+            raise ValueError(
+                f"GradNorms: layer {self.layer(name)!r} got {size} samples, layer "
+                f"{current.first_layer!r} {current.batch_size}: the first dimension must be the "
+                "batch in every layer, and the same"
+            )
+
+    def _new_use(self, name: str, batch_size: int) -> int:
+        """The number of a use that starts here; -1 where activations are computed once more."""
+        if torch.compiler.is_compiling():
+            number = self._compiled_uses.get(name, 0)
+            self._compiled_uses[name] = number + 1
+            return number
+        if in_backward():
+            return -1
+        self._check_batch(name, batch_size)
+        number = self.records.current.new_use(name)
+        if number > 0:
+            self.shared.add(name)
+        return number
+
+    def share(self, *parameters: Tensor | None) -> None:
+        """Notes that parameters are about to be used several times."""
+        for name in map(self.name, parameters):
+            if name is not None:
+                self.shared.add(name)
+
+    def target(self, name: str | None, batch_size: int) -> Target | None:
+        """Where the gradient of a parameter's new use goes; None where it is not wanted."""
+        if name is None:
+            return None
+        number = self._new_use(name, batch_size)
+        if number < 0:
+            return None
+        if torch.compiler.is_compiling():
+            return Target(name, number, name in self.shared, None, self.token, self.records.handle)
+        return Target(name, number, False, self.records.current, self.token, self.records.handle)
+
+    def watch(
+        self,
+        out: Tensor,
+        saved: Tensor | None,
+        names: Sequence[str | None],
+        uses: Callable[[Tensor | None, Tensor], Sequence[Use | None]],
+        batch_size: int,
+    ) -> None:
+        """Has the gradient of `out` recorded for each of `names`, None among them ignored.
+
+        Args:
+            out: What a layer returns.
+            saved: What `uses` needs of the forward; released as soon as it was used.
+            names: The parameters.
+            uses: From `saved` and the gradient of `out`, the use of each parameter.
+            batch_size: Samples in `out`.
+        """
+        if not out.requires_grad or not any(name is not None for name in names):
+            return
+        targets = [self.target(name, batch_size) for name in names]
+        kept = None if saved is None else saved.detach()
+        if torch.compiler.is_compiling():
+
+            def record_compiled(grad: Tensor) -> None:
+                for target, use in zip(targets, uses(kept, grad), strict=True):
+                    if target is not None and use is not None:
+                        target.record(use)
+
+            out.register_hook(record_compiled)
+            return
+        layer = self.layer(next(name for name in names if name is not None))
+
+        def record(grad: Tensor) -> None:
+            nonlocal kept
+            refuse_second_derivative(layer)
+            for target in targets:
+                if target is not None:
+                    target.refuse_second()
+            grad = grad.view(shape)
+            for target, use in zip(targets, uses(kept, grad), strict=True):
+                if target is not None and use is not None:
+                    target.record(use)
+            kept = None
+
+        # A view that is changed in place afterwards leaves its own history behind, its base does
+        # not.
+        shape = out.shape
+        whole = out._base if out._is_view() else out
+        assert whole is not None and whole.numel() == out.numel()
+        whole.register_hook(record)
+
+    def watch_rule(
+        self, rule: NormRule, prefix: str, module: nn.Module, args: tuple[Any, ...], out: Any
+    ) -> None:
+        """Has the gradient of a module's output go through a rule of one's own."""
+        own = [n for n, p in module.named_parameters(recurse=False) if p.requires_grad]
+        if not own:
+            return
+        if not isinstance(out, Tensor):
+            raise TypeError(
+                f"GradNorms: layer {prefix!r} has a norm rule, so it must return one tensor, got "
+                f"{type(out).__name__}"
+            )
+        names = [f"{prefix}.{name}".lstrip(".") for name in own]
+        targets = [self.target(name, out.shape[0]) for name in names]
+
+        def record(grad: Tensor) -> None:
+            squared = rule(module, args, grad)
+            for name, target in zip(own, targets, strict=True):
+                if target is None:
+                    continue
+                if name not in squared:
+                    raise KeyError(
+                        f"GradNorms: the norm rule of {type(module).__name__} gives no norm of "
+                        f"{name!r}"
+                    )
+                target.record_norm(squared[name])
+
+        out.register_hook(record)

@@ -1,0 +1,387 @@
+"""What happens to each function of torch that uses parameters, while a `Capture` is on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastsel.grad_norms import attention, by_product, recurrent
+from fastsel.grad_norms.checks import batch_first, check_input
+from fastsel.grad_norms.kinds import CONV, EMBEDDING, LINEAR, SCALE, SHIFT, Use
+from fastsel.ops._conv_grad_norm import output_size
+
+if TYPE_CHECKING:
+    from fastsel.grad_norms.capture import Capture
+
+Call = Callable[..., Any]
+
+
+# ---- linear, embedding ----
+
+
+def linear(
+    capture: Capture, func: Call, input: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> Any:
+    """`F.linear`: input ``[B, T..., d]``."""
+    return named_linear(capture, input, weight, bias, (capture.name(weight), capture.name(bias)))
+
+
+def named_linear(
+    capture: Capture,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    names: tuple[str | None, str | None],
+    rows: tuple[int, int] | None = None,
+) -> Tensor:
+    """A linear layer whose parameters have these names; `rows` as in `batch_first`."""
+    if names == (None, None):
+        return F.linear(input, weight, bias)
+    check_input(capture, names[0] or names[1] or "", input, 2)
+    if by_product.wanted_linear(capture, names[0], input, weight, rows):
+        return by_product.linear(capture, input, weight, bias, names, rows)
+    batch_size = input.shape[0] if rows is None else rows[1]
+    shape = input.shape[:-1]
+
+    def uses(a: Tensor | None, g: Tensor) -> Sequence[Use | None]:
+        assert a is not None
+        a, g = batch_first(a, rows), batch_first(g.reshape(*shape, g.shape[-1]), rows)
+        return Use(LINEAR, a, g), Use(SHIFT, None, g)
+
+    if torch.compiler.is_compiling() and input.dim() > 2:
+        # What torch returns is a view then, whose hooks are lost once it is changed in place.
+        flat = F.linear(input.flatten(0, -2), weight, bias)
+        capture.watch(flat, input, names, uses, batch_size)
+        unflattened: Tensor = flat.unflatten(0, shape)
+        return unflattened
+    out = F.linear(input, weight, bias)
+    capture.watch(out, input, names, uses, batch_size)
+    return out
+
+
+def embedding(
+    capture: Capture,
+    func: Call,
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Any:
+    """`F.embedding`: indices ``[B, T...]``."""
+    out = func(input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)
+    name = capture.name(weight)
+    if name is None:
+        return out
+    if scale_grad_by_freq:
+        raise ValueError(
+            f"GradNorms: layer {capture.layer(name)!r} has scale_grad_by_freq=True, which "
+            "divides by "
+            "how often a token occurs in the whole batch: a sample has no gradient of its own"
+        )
+    check_input(capture, name, input, 1, floating=False)
+    padding = -1 if padding_idx is None else padding_idx % weight.shape[0]
+
+    def uses(indices: Tensor | None, g: Tensor) -> Sequence[Use | None]:
+        return (Use(EMBEDDING, indices, g, (padding,)),)
+
+    capture.watch(out, input, (name,), uses, input.shape[0])
+    return out
+
+
+# ---- normalisations ----
+
+
+def layer_norm(
+    capture: Capture,
+    func: Call,
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Any:
+    """`F.layer_norm`: input ``[B, T..., *normalized_shape]``."""
+    out = func(input, normalized_shape, weight, bias, eps)
+    dims = len(normalized_shape)
+
+    def normalized(x: Tensor) -> Tensor:
+        return F.layer_norm(x, normalized_shape, None, None, eps)
+
+    watch_affine(capture, out, input, weight, bias, normalized, trailing=dims)
+    return out
+
+
+def rms_norm(
+    capture: Capture,
+    func: Call,
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+) -> Any:
+    """`F.rms_norm`: input ``[B, T..., *normalized_shape]``."""
+    out = func(input, normalized_shape, weight, eps)
+    dims = len(normalized_shape)
+
+    def normalized(x: Tensor) -> Tensor:
+        return F.rms_norm(x, normalized_shape, None, eps)
+
+    watch_affine(capture, out, input, weight, None, normalized, trailing=dims)
+    return out
+
+
+def group_norm(
+    capture: Capture,
+    func: Call,
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Any:
+    """`F.group_norm`: input ``[B, C, *]``."""
+    out = func(input, num_groups, weight, bias, eps)
+
+    def normalized(x: Tensor) -> Tensor:
+        return F.group_norm(x, num_groups, None, None, eps)
+
+    watch_affine(capture, out, input, weight, bias, normalized)
+    return out
+
+
+def instance_norm(
+    capture: Capture,
+    func: Call,
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Any:
+    """`F.instance_norm`: input ``[B, C, *]``."""
+    out = func(
+        input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
+    )  # fmt: skip
+    # With the samples' own statistics the running ones are not read, and must not move twice.
+    mean, var = (None, None) if use_input_stats else (running_mean, running_var)
+
+    def normalized(x: Tensor) -> Tensor:
+        return F.instance_norm(x, mean, var, None, None, use_input_stats, momentum, eps)
+
+    watch_affine(capture, out, input, weight, bias, normalized)
+    return out
+
+
+def batch_norm(
+    capture: Capture,
+    func: Call,
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Any:
+    """`F.batch_norm`: input ``[B, C, *]``; batch statistics only on request."""
+    if training and not capture.batch_statistics:
+        name = capture.name(weight) or capture.name(bias)
+        which = "a batch norm" if name is None else f"layer {capture.layer(name)!r}"
+        raise ValueError(
+            f"GradNorms: {which} normalises by statistics of the whole batch, so that no sample "
+            "has "
+            "a gradient of its own: use GroupNorm, put the layer into eval(), or take "
+            "GradNorms(..., batch_norm='fixed_statistics'), which counts the statistics as "
+            "constants"
+        )
+    out = func(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    mean, var = (None, None) if training else (running_mean, running_var)
+
+    def normalized(x: Tensor) -> Tensor:
+        return F.batch_norm(x, mean, var, None, None, training, 0.0, eps)
+
+    watch_affine(capture, out, input, weight, bias, normalized)
+    return out
+
+
+def watch_affine(
+    capture: Capture,
+    out: Tensor,
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    normalized: Callable[[Tensor], Tensor],
+    trailing: int | None = None,
+) -> None:
+    """Scale and shift of a normalisation, over the last dimensions or over channels."""
+    names = capture.name(weight), capture.name(bias)
+    if names == (None, None):
+        return
+    check_input(capture, names[0] or names[1] or "", input, 2)
+    has_weight = names[0] is not None
+
+    def by_position(x: Tensor) -> Tensor:  # [B, positions, parameters]
+        if trailing is None:
+            return x.flatten(2).transpose(1, 2) if x.dim() > 2 else x.unsqueeze(1)
+        batch = x.shape[0]
+        size = 1
+        for n in x.shape[x.dim() - trailing :]:
+            size *= n
+        return x.reshape(batch, -1, size) if x.numel() > 0 else x.new_zeros(batch, 0, size)
+
+    def uses(x: Tensor | None, g: Tensor) -> Sequence[Use | None]:
+        grads = by_position(g)
+        scale = None
+        if has_weight:
+            assert x is not None
+            scale = Use(SCALE, by_position(normalized(x.to(g.dtype))), grads)
+        return scale, Use(SHIFT, None, grads)
+
+    capture.watch(out, input if has_weight else None, names, uses, input.shape[0])
+
+
+# ---- convolutions ----
+
+
+def conv(
+    capture: Capture,
+    func: Call,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: str | int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Any:
+    """`F.conv1d`, `conv2d`, `conv3d`: input ``[B, C, spatial...]``."""
+    names = capture.name(weight), capture.name(bias)
+    if names == (None, None):
+        return func(input, weight, bias, stride, padding, dilation, groups)
+    dims = weight.dim() - 2
+    check_input(capture, names[0] or names[1] or "", input, dims + 2)
+    kernel, dilations = list(weight.shape[2:]), listed(dilation, dims)
+    if isinstance(padding, str):
+        input, pads = (
+            pad_same(input, kernel, dilations) if padding == "same" else (input, [0] * dims)
+        )
+    else:
+        pads = listed(padding, dims)
+    strides = listed(stride, dims)
+    geometry = (kernel, strides, pads, dilations, groups)
+    if by_product.wanted_conv(capture, names[0], input, weight, geometry):
+        return by_product.conv(capture, input, weight, bias, names, geometry)
+    out = func(input, weight, bias, strides, pads, dilations, groups)
+    options = (0, *kernel, *strides, *pads, *dilations, groups)
+
+    def uses(x: Tensor | None, g: Tensor) -> Sequence[Use | None]:
+        return Use(CONV, x, g, options), Use(SHIFT, None, g.flatten(2).transpose(1, 2))
+
+    capture.watch(out, input, names, uses, input.shape[0])
+    return out
+
+
+def conv_transpose(
+    capture: Capture,
+    func: Call,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    output_padding: int | Sequence[int] = 0,
+    groups: int = 1,
+    dilation: int | Sequence[int] = 1,
+) -> Any:
+    """`F.conv_transpose1d` and so on: input ``[B, C, spatial...]``."""
+    out = func(input, weight, bias, stride, padding, output_padding, groups, dilation)
+    names = capture.name(weight), capture.name(bias)
+    if names == (None, None):
+        return out
+    dims = weight.dim() - 2
+    check_input(capture, names[0] or names[1] or "", input, dims + 2)
+    kernel, strides = list(weight.shape[2:]), listed(stride, dims)
+    pads, dilations = listed(padding, dims), listed(dilation, dims)
+    options = (1, *kernel, *strides, *pads, *dilations, groups)
+    # Output padding of a stride or more leaves room for windows of which the input has nothing.
+    windows = output_size(out.shape[2:], kernel, strides, pads, dilations)
+    extra = [p for n, m in zip(windows, input.shape[2:], strict=True) for p in (n - m, 0)][::-1]
+
+    def uses(x: Tensor | None, g: Tensor) -> Sequence[Use | None]:
+        assert x is not None
+        x = F.pad(x, extra) if any(extra) else x
+        return Use(CONV, x, g, options), Use(SHIFT, None, g.flatten(2).transpose(1, 2))
+
+    capture.watch(out, input, names, uses, input.shape[0])
+    return out
+
+
+def listed(value: int | Sequence[int], dims: int) -> list[int]:
+    """One integer for each spatial dimension."""
+    values = [value] if isinstance(value, int) else list(value)
+    return values * dims if len(values) == 1 else values
+
+
+def pad_same(
+    input: Tensor, kernel: Sequence[int], dilation: Sequence[int]
+) -> tuple[Tensor, list[int]]:
+    """The padding of ``padding="same"``; what is odd is added to the input at the end."""
+    total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+    if any(n % 2 for n in total):
+        input = F.pad(input, [p for n in reversed(total) for p in (0, n % 2)])
+    return input, [n // 2 for n in total]
+
+
+# ---- backward ----
+
+
+def backward(
+    capture: Capture,
+    func: Call,
+    loss: Tensor,
+    gradient: Tensor | None = None,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+    inputs: Any = None,
+) -> None:
+    """`Tensor.backward`, with the capture still on: checkpointed layers run again inside."""
+    if inputs is not None or (gradient is None and loss.numel() != 1) or not loss.requires_grad:
+        func(loss, gradient, retain_graph, create_graph, inputs)
+        return
+    # A tensor would bring the call back here; its edge in the graph does not.
+    edge = torch.autograd.graph.get_gradient_edge(loss)
+    gradient = torch.ones_like(loss) if gradient is None else gradient
+    with capture:
+        torch.autograd.backward(edge, gradient, retain_graph, create_graph)
+
+
+HANDLERS: dict[Call, Call] = {
+    Tensor.backward: backward,
+    F.linear: linear,
+    F.embedding: embedding,
+    F.layer_norm: layer_norm,
+    F.rms_norm: rms_norm,
+    torch.rms_norm: rms_norm,  # what compiled code sees of it
+    F.group_norm: group_norm,
+    F.instance_norm: instance_norm,
+    F.batch_norm: batch_norm,
+    F.conv1d: conv,
+    F.conv2d: conv,
+    F.conv3d: conv,
+    F.conv_transpose1d: conv_transpose,
+    F.conv_transpose2d: conv_transpose,
+    F.conv_transpose3d: conv_transpose,
+    F.multi_head_attention_forward: attention.multi_head_attention,
+    **recurrent.HANDLERS,
+}
