@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -123,6 +124,47 @@ class Called(nn.Module):
         return torch.stack([self.layer(part.sin()) for part in x.unbind(1)]).sum(0)
 
 
+class Broadcast(nn.Module):
+    """Parameters without a batch dimension that meet the batch, each in the way of its number."""
+
+    def __init__(self, way: int) -> None:
+        super().__init__()
+        self.way = way
+        self.embed = nn.Embedding(20, 8)
+        self.table = nn.Parameter(torch.randn(12, 8))
+        self.batched_table = nn.Parameter(torch.randn(1, 12, 8))
+        self.column = nn.Parameter(torch.randn(12, 1))
+        self.token = nn.Parameter(torch.randn(1, 1, 8))
+        self.scale = nn.Parameter(torch.randn(8))
+        self.matrix = nn.Parameter(torch.randn(8, 8))
+        self.positions = nn.Embedding(12, 8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, 12]
+        h = self.embed(x)
+        places = torch.arange(12, device=x.device)
+        ways: tuple[Callable[[], Tensor], ...] = (
+            lambda: h + self.batched_table,
+            lambda: self.table - h,
+            lambda: torch.cat([self.token.expand(len(x), -1, -1), h], 1),
+            lambda: self.scale * h,
+            lambda: h.sin() * self.column,
+            lambda: self.scale / h.cosh(),
+            lambda: h.sin().add_(self.table),
+            lambda: (h + self.scale).sin() * self.scale,
+            lambda: h + self.positions(places),
+            lambda: h + self.positions(places[None]),
+            lambda: self.positions(places).unsqueeze(0) + h,
+            lambda: h @ self.matrix,
+            lambda: torch.matmul(h, self.matrix).relu_(),
+            lambda: h + self.token,
+        )
+        return self.head(ways[self.way]())  # type: ignore[no-any-return]
+
+
+BROADCASTS = range(14)
+
+
 def eval_batch_norm(channels: int) -> nn.Module:
     """A batch norm in eval mode whose statistics are not trivial."""
     layer = nn.BatchNorm2d(channels)
@@ -224,6 +266,10 @@ MODELS: dict[str, Case] = {
         ),
         images(3, 90, 32),
     ),
+}
+MODELS |= {
+    f"broadcast, {way}": (functools.partial(Broadcast, way), tokens(5, 12, below=20))
+    for way in BROADCASTS
 }
 RECURRENT: dict[str, Case] = {
     "lstm": (

@@ -8,8 +8,6 @@ code.
 
 from __future__ import annotations
 
-import functools
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from fastsel.grad_norms import handlers
+from fastsel.grad_norms import broadcast, handlers
+from fastsel.grad_norms.checks import history
 from fastsel.grad_norms.kinds import Use
 from fastsel.grad_norms.records import Pass, Records, Target, in_backward, refuse_second_derivative
-from fastsel.grad_norms.rules import NormRule, norm_rule
 
 Call = Callable[..., Any]
 
@@ -31,6 +29,8 @@ class Capture(TorchFunctionMode):
     Attributes:
         records: Where the gradients go.
         shared: Parameters known to be used more than once in a forward.
+        names: The model's parameters and their names, as they are in this forward.
+        ruled: Parameters that a rule of one's own sees to.
         missing: Parameters that were used where there is no rule, if that is allowed.
     """
 
@@ -54,11 +54,13 @@ class Capture(TorchFunctionMode):
         self.shared = set(shared)
         self.token = torch.zeros(1)
         self._compiled_uses: dict[str, int] = {}
-        self._names: dict[Tensor, str] = {}
+        self._compiled_batch: int | None = None
+        self.names: dict[Tensor, str] = {}
+        self._sources: dict[Tensor, broadcast.Source] = {}
         self._foreign: set[int] = set()
-        self._ruled: set[str] = set()
+        self.ruled: set[str] = set()
         self.refresh()
-        if not any(parameter.requires_grad for parameter in self._names):
+        if not any(parameter.requires_grad for parameter in self.names):
             raise ValueError("GradNorms: the model has no parameter that requires a gradient")
         unknown = sorted(self.shared - set(dict(model.named_parameters(remove_duplicate=False))))
         if unknown:
@@ -66,13 +68,13 @@ class Capture(TorchFunctionMode):
 
     def refresh(self) -> None:
         """Reads the model's parameters again: sharding replaces them in the forward."""
-        self._names = {}
+        self.names = {}
         for name, parameter in self.model.named_parameters(remove_duplicate=False):
-            if parameter in self._names:
-                self.shared.add(self._names[parameter])
+            if parameter in self.names:
+                self.shared.add(self.names[parameter])
             else:
-                self._names[parameter] = name
-        device = next((p.device for p in self._names), torch.device("cpu"))
+                self.names[parameter] = name
+        device = next((p.device for p in self.names), torch.device("cpu"))
         self.token = self.token.to(device)
 
     def parameters(self) -> Iterator[tuple[str, Tensor]]:
@@ -81,51 +83,12 @@ class Capture(TorchFunctionMode):
 
     # ---- when it is on ----
 
-    def install(self) -> list[Any]:
-        """Hooks that stay: what begins a forward, rules of one's own, what gets a gradient.
-
-        They hold on to nothing, so that the capture ends with its owner.
-        """
-        me = weakref.ref(self)
-
-        def begin(module: nn.Module, args: Any) -> None:
-            capture = me()
-            if capture is not None and capture.active:
-                capture.begin_forward()
-
-        def watch_rule(
-            rule: NormRule, prefix: str, module: nn.Module, args: tuple[Any, ...], out: Any
-        ) -> None:
-            capture = me()
-            if capture is not None and capture.active and torch.is_grad_enabled():
-                capture.watch_rule(rule, prefix, module, args, out)
-
-        def touch(name: str, parameter: Tensor) -> None:
-            capture = me()
-            if capture is not None and (capture.active or capture.records.current.uses):
-                capture.records.touched.add((torch._C._current_graph_task_id(), name))
-
-        handles: list[Any] = [self.model.register_forward_pre_hook(begin)]
-        for prefix, module in self.model.named_modules():
-            rule = norm_rule(module)
-            if rule is not None:
-                handles.append(
-                    module.register_forward_hook(functools.partial(watch_rule, rule, prefix))
-                )
-                self._ruled.update(
-                    f"{prefix}.{name}".lstrip(".")
-                    for name, _ in module.named_parameters(recurse=False)
-                )
-        for parameter, name in self._names.items():
-            if parameter.requires_grad and parameter.is_leaf:
-                hook = functools.partial(touch, name)
-                handles.append(parameter.register_post_accumulate_grad_hook(hook))
-        return handles
-
     def start(self) -> None:
         """Looks at every call from now on."""
         self.active = True
+        self._sources = {}
         self._compiled_uses = {}
+        self._compiled_batch = None
         self.__enter__()  # type: ignore[no-untyped-call]
 
     def stop(self) -> None:
@@ -135,8 +98,10 @@ class Capture(TorchFunctionMode):
 
     def begin_forward(self) -> None:
         """The whole model's forward starts."""
+        self._sources = {}
         if torch.compiler.is_compiling():
             self._compiled_uses = {}
+            self._compiled_batch = None
         elif not in_backward():
             self.records.begin()
 
@@ -147,8 +112,19 @@ class Capture(TorchFunctionMode):
         handler = handlers.HANDLERS.get(func)
         if handler is not None and self._grad_enabled(args):
             return handler(self, func, *args, **kwargs)
+        return self.plain(func, args, kwargs)
+
+    def plain(self, func: Call, args: Sequence[Any], kwargs: dict[str, Any] | None = None) -> Any:
+        """Calls a function that has no rule, and raises where a parameter goes into it."""
+        kwargs = kwargs or {}
+        if not torch.is_grad_enabled():
+            return func(*args, **kwargs)
+        if func in broadcast.ELEMENTWISE or func in broadcast.EXPANDING:
+            args = broadcast.meets_batch(self, func, args)
         out = func(*args, **kwargs)
-        if torch.is_grad_enabled():
+        if func is Tensor.unsqueeze and (source := self.source(args[0])) is not None:
+            self._sources[out] = source
+        else:
             for value in args:
                 if isinstance(value, Tensor):
                     self._check_use(func, value, out)
@@ -178,26 +154,47 @@ class Capture(TorchFunctionMode):
         """The name of a parameter that is trained, None of anything else."""
         if parameter is None or not parameter.requires_grad:
             return None
-        if parameter in self._names:
-            known = self._names[parameter]
-            return None if known in self._ruled else known
+        if parameter in self.names:
+            known = self.names[parameter]
+            return None if known in self.ruled else known
         if torch.compiler.is_compiling() or not parameter.is_leaf:
             return None
         if id(parameter) not in self._foreign:
             self.refresh()
-            if parameter in self._names:
-                return self._names[parameter]
+            if parameter in self.names:
+                return self.names[parameter]
             self._foreign.add(id(parameter))
         return None
 
+    def source(self, value: Any) -> broadcast.Source | None:
+        """What a tensor without a batch dimension stands for, if it is known."""
+        if not isinstance(value, Tensor) or not value.requires_grad:
+            return None
+        if value in self._sources:
+            return self._sources[value]
+        name = self.name(value) if value in self.names else None
+        return None if name is None else broadcast.Source(name)
+
+    def add_source(self, value: Tensor, source: broadcast.Source) -> None:
+        """Notes a tensor without a batch dimension, to be watched where it meets the batch."""
+        self._sources[value] = source
+
     def _check_use(self, func: Call, value: Tensor, out: Any) -> None:
         """Raises where a parameter goes into something that has no rule."""
-        if value not in self._names or not value.requires_grad:
-            return
         if not (isinstance(out, Tensor) and out.requires_grad) or out is value:
             return
-        name = self._names[value]
-        if name in self._ruled:
+        if value in self._sources:
+            name = self._sources[value].name
+            raise NotImplementedError(
+                f"GradNorms: layer {self.layer(name)!r} gives {list(value.shape)}, without a batch "
+                f"dimension, which goes into {getattr(func, '__name__', func)}: expand its input "
+                "to "
+                "the batch"
+            )
+        if value not in self.names or not value.requires_grad:
+            return
+        name = self.names[value]
+        if name in self.ruled:
             return
         if self.allow_missing:
             self.missing.add(name)
@@ -243,9 +240,17 @@ class Capture(TorchFunctionMode):
                 "batch in every layer, and the same"
             )
 
+    def batch_size(self) -> int | None:
+        """Samples in the layers that this forward went through so far, if any."""
+        if torch.compiler.is_compiling():
+            return self._compiled_batch
+        return self.records.current.batch_size
+
     def _new_use(self, name: str, batch_size: int) -> int:
         """The number of a use that starts here; -1 where activations are computed once more."""
         if torch.compiler.is_compiling():
+            if self._compiled_batch is None:
+                self._compiled_batch = batch_size
             number = self._compiled_uses.get(name, 0)
             self._compiled_uses[name] = number + 1
             return number
@@ -318,38 +323,5 @@ class Capture(TorchFunctionMode):
                     target.record(use)
             kept = None
 
-        # A view that is changed in place afterwards leaves its own history behind, its base does
-        # not.
         shape = out.shape
-        whole = out._base if out._is_view() else out
-        assert whole is not None and whole.numel() == out.numel()
-        whole.register_hook(record)
-
-    def watch_rule(
-        self, rule: NormRule, prefix: str, module: nn.Module, args: tuple[Any, ...], out: Any
-    ) -> None:
-        """Has the gradient of a module's output go through a rule of one's own."""
-        own = [n for n, p in module.named_parameters(recurse=False) if p.requires_grad]
-        if not own:
-            return
-        if not isinstance(out, Tensor):
-            raise TypeError(
-                f"GradNorms: layer {prefix!r} has a norm rule, so it must return one tensor, got "
-                f"{type(out).__name__}"
-            )
-        names = [f"{prefix}.{name}".lstrip(".") for name in own]
-        targets = [self.target(name, out.shape[0]) for name in names]
-
-        def record(grad: Tensor) -> None:
-            squared = rule(module, args, grad)
-            for name, target in zip(own, targets, strict=True):
-                if target is None:
-                    continue
-                if name not in squared:
-                    raise KeyError(
-                        f"GradNorms: the norm rule of {type(module).__name__} gives no norm of "
-                        f"{name!r}"
-                    )
-                target.record_norm(squared[name])
-
-        out.register_hook(record)
+        history(out).register_hook(record)

@@ -1,4 +1,4 @@
-"""What every handler asks of a layer's input."""
+"""What handlers ask of tensors."""
 
 from __future__ import annotations
 
@@ -31,3 +31,13 @@ def batch_first(tensor: Tensor, rows: tuple[int, int] | None) -> Tensor:
     if rows is None:
         return tensor
     return tensor.reshape(*rows, tensor.shape[-1]).transpose(0, 1)
+
+
+def history(out: Tensor) -> Tensor:
+    """The tensor whose hooks see the gradient of `out`, whatever is done to it in place later.
+
+    A view that is changed in place leaves its own history behind, its base does not. The base may
+    have another shape, never another number of elements.
+    """
+    base = out._base if out._is_view() else None
+    return out if base is None or base.numel() != out.numel() or base.is_leaf else base

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastsel.grad_norms import attention, by_product, recurrent
+from fastsel.grad_norms import attention, by_product, convolution, recurrent
+from fastsel.grad_norms.broadcast import Source
 from fastsel.grad_norms.checks import batch_first, check_input
-from fastsel.grad_norms.kinds import CONV, EMBEDDING, LINEAR, SCALE, SHIFT, Use
-from fastsel.ops._conv_grad_norm import output_size
+from fastsel.grad_norms.kinds import EMBEDDING, LINEAR, MATMUL, SCALE, SHIFT, Use
 
 if TYPE_CHECKING:
     from fastsel.grad_norms.capture import Capture
@@ -87,10 +87,37 @@ def embedding(
         )
     check_input(capture, name, input, 1, floating=False)
     padding = -1 if padding_idx is None else padding_idx % weight.shape[0]
+    batch_size = capture.batch_size()
+    other_size = batch_size is not None and input.shape[0] != batch_size
+    if other_size and (input.dim() == 1 or input.shape[0] == 1):  # positions, for every sample
+        capture.add_source(out, Source(name, input, padding))
+        return out
+    if input.dim() == 1 and batch_size == input.shape[0]:
+        raise ValueError(
+            f"GradNorms: layer {capture.layer(name)!r} got {batch_size} indices, as many as there "
+            "are samples: pass [1, T] for positions that all samples share, or [B, 1] for one "
+            "index a sample"
+        )
 
     def uses(indices: Tensor | None, g: Tensor) -> Sequence[Use | None]:
         return (Use(EMBEDDING, indices, g, (padding,)),)
 
+    capture.watch(out, input, (name,), uses, input.shape[0])
+    return out
+
+
+def matmul(capture: Capture, func: Call, input: Tensor, other: Tensor) -> Any:
+    """`torch.matmul` of activations ``[B, T..., d]`` and a parameter ``[d, p]``."""
+    name = capture.name(other) if isinstance(other, Tensor) and other.dim() == 2 else None
+    if name is None or capture.name(input) is not None:
+        return capture.plain(func, (input, other))
+    check_input(capture, name, input, 2)
+    out = func(input, other)
+
+    def uses(a: Tensor | None, g: Tensor) -> Sequence[Use | None]:
+        return (Use(MATMUL, a, g.reshape(*input_shape, g.shape[-1])),)
+
+    input_shape = input.shape[:-1]
     capture.watch(out, input, (name,), uses, input.shape[0])
     return out
 
@@ -251,98 +278,6 @@ def watch_affine(
     capture.watch(out, input if has_weight else None, names, uses, input.shape[0])
 
 
-# ---- convolutions ----
-
-
-def conv(
-    capture: Capture,
-    func: Call,
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: int | Sequence[int] = 1,
-    padding: str | int | Sequence[int] = 0,
-    dilation: int | Sequence[int] = 1,
-    groups: int = 1,
-) -> Any:
-    """`F.conv1d`, `conv2d`, `conv3d`: input ``[B, C, spatial...]``."""
-    names = capture.name(weight), capture.name(bias)
-    if names == (None, None):
-        return func(input, weight, bias, stride, padding, dilation, groups)
-    dims = weight.dim() - 2
-    check_input(capture, names[0] or names[1] or "", input, dims + 2)
-    kernel, dilations = list(weight.shape[2:]), listed(dilation, dims)
-    if isinstance(padding, str):
-        input, pads = (
-            pad_same(input, kernel, dilations) if padding == "same" else (input, [0] * dims)
-        )
-    else:
-        pads = listed(padding, dims)
-    strides = listed(stride, dims)
-    geometry = (kernel, strides, pads, dilations, groups)
-    if by_product.wanted_conv(capture, names[0], input, weight, geometry):
-        return by_product.conv(capture, input, weight, bias, names, geometry)
-    out = func(input, weight, bias, strides, pads, dilations, groups)
-    options = (0, *kernel, *strides, *pads, *dilations, groups)
-
-    def uses(x: Tensor | None, g: Tensor) -> Sequence[Use | None]:
-        return Use(CONV, x, g, options), Use(SHIFT, None, g.flatten(2).transpose(1, 2))
-
-    capture.watch(out, input, names, uses, input.shape[0])
-    return out
-
-
-def conv_transpose(
-    capture: Capture,
-    func: Call,
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: int | Sequence[int] = 1,
-    padding: int | Sequence[int] = 0,
-    output_padding: int | Sequence[int] = 0,
-    groups: int = 1,
-    dilation: int | Sequence[int] = 1,
-) -> Any:
-    """`F.conv_transpose1d` and so on: input ``[B, C, spatial...]``."""
-    out = func(input, weight, bias, stride, padding, output_padding, groups, dilation)
-    names = capture.name(weight), capture.name(bias)
-    if names == (None, None):
-        return out
-    dims = weight.dim() - 2
-    check_input(capture, names[0] or names[1] or "", input, dims + 2)
-    kernel, strides = list(weight.shape[2:]), listed(stride, dims)
-    pads, dilations = listed(padding, dims), listed(dilation, dims)
-    options = (1, *kernel, *strides, *pads, *dilations, groups)
-    # Output padding of a stride or more leaves room for windows of which the input has nothing.
-    windows = output_size(out.shape[2:], kernel, strides, pads, dilations)
-    extra = [p for n, m in zip(windows, input.shape[2:], strict=True) for p in (n - m, 0)][::-1]
-
-    def uses(x: Tensor | None, g: Tensor) -> Sequence[Use | None]:
-        assert x is not None
-        x = F.pad(x, extra) if any(extra) else x
-        return Use(CONV, x, g, options), Use(SHIFT, None, g.flatten(2).transpose(1, 2))
-
-    capture.watch(out, input, names, uses, input.shape[0])
-    return out
-
-
-def listed(value: int | Sequence[int], dims: int) -> list[int]:
-    """One integer for each spatial dimension."""
-    values = [value] if isinstance(value, int) else list(value)
-    return values * dims if len(values) == 1 else values
-
-
-def pad_same(
-    input: Tensor, kernel: Sequence[int], dilation: Sequence[int]
-) -> tuple[Tensor, list[int]]:
-    """The padding of ``padding="same"``; what is odd is added to the input at the end."""
-    total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-    if any(n % 2 for n in total):
-        input = F.pad(input, [p for n in reversed(total) for p in (0, n % 2)])
-    return input, [n // 2 for n in total]
-
-
 # ---- backward ----
 
 
@@ -376,12 +311,10 @@ HANDLERS: dict[Call, Call] = {
     F.group_norm: group_norm,
     F.instance_norm: instance_norm,
     F.batch_norm: batch_norm,
-    F.conv1d: conv,
-    F.conv2d: conv,
-    F.conv3d: conv,
-    F.conv_transpose1d: conv_transpose,
-    F.conv_transpose2d: conv_transpose,
-    F.conv_transpose3d: conv_transpose,
+    torch.matmul: matmul,
+    Tensor.matmul: matmul,
+    Tensor.__matmul__: matmul,
+    **convolution.HANDLERS,
     F.multi_head_attention_forward: attention.multi_head_attention,
     **recurrent.HANDLERS,
 }

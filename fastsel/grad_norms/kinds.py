@@ -14,16 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LINEAR, CONV, EMBEDDING, SCALE, SHIFT = range(5)
+LINEAR, CONV, EMBEDDING, SCALE, SHIFT, MATMUL = range(6)
 SUM = "a scale or shift"
-NAMES = ("a linear layer", "a convolution", "an embedding", SUM, SUM)
+NAMES = ("a linear layer", "a convolution", "an embedding", SUM, SUM, "a matrix")
 
 
 class Use(NamedTuple):
     """One use of a parameter, complete once its gradient has come.
 
     Attributes:
-        kind: `LINEAR`, `CONV`, `EMBEDDING`, `SCALE` or `SHIFT`.
+        kind: `LINEAR`, `CONV`, `EMBEDDING`, `SCALE`, `SHIFT`, or `MATMUL`, a linear layer whose
+            weight is the other way round.
         activations: What the parameter met, batch first: inputs ``[B, T..., d]`` of a linear layer,
             ``[B, C, spatial...]`` of a convolution, indices ``[B, T...]`` of an embedding,
             normalized inputs ``[B, T, D]`` of a scale; nothing for a shift.
@@ -49,7 +50,7 @@ def norm_sq(use: Use) -> Tensor:  # [B]
             use.activations, use.grads, use.options[0]
         )
     activations = use.activations.to(use.grads.dtype)
-    if use.kind == LINEAR:
+    if use.kind in (LINEAR, MATMUL):
         return ops.linear_grad_norm_sq(activations, use.grads)  # type: ignore[no-any-return]
     if use.kind == SCALE:
         return ops.affine_grad_norm_sq(activations, use.grads)  # type: ignore[no-any-return]
@@ -93,7 +94,7 @@ def joint_norm_sq(uses: Sequence[Use], parameter: str) -> Tensor:  # [B]
     kinds = {use.kind for use in uses}
     if len(uses) == 1:
         return norm_sq(uses[0])
-    if kinds == {LINEAR}:
+    if kinds in ({LINEAR}, {MATMUL}):
         return norm_sq(_concatenated(uses))
     if kinds == {EMBEDDING} and len({tuple(use.options) for use in uses}) == 1:
         return norm_sq(_concatenated(uses))

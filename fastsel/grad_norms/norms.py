@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fastsel.grad_norms.capture import Capture
+from fastsel.grad_norms.hooks import install
 from fastsel.grad_norms.noise import NoiseScale, noise_scale
 
 
@@ -115,7 +116,7 @@ class GradNorms:
             batch_statistics=batch_norm == "fixed_statistics",
             shared=shared,
         )
-        handles = self._capture.install()
+        handles = install(self._capture)
         self._finalizer = weakref.finalize(self, _remove, handles)
 
     # ---- when norms are taken ----

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 NormRule = Callable[[Any, tuple[Any, ...], Tensor], Mapping[str, Tensor]]
@@ -60,4 +61,20 @@ def register_norm_rule(module_type: type[nn.Module], rule: NormRule | None) -> N
 
 def norm_rule(module: nn.Module) -> NormRule | None:
     """The rule of a module's class, or of the nearest of its bases."""
-    return next((_rules[base] for base in type(module).__mro__ if base in _rules), None)
+    for base in type(module).__mro__:
+        if base in _rules:
+            return _rules[base]
+        if (base.__module__, base.__qualname__) == ("transformers.pytorch_utils", "Conv1D"):
+            return _transformers_conv1d
+    return None
+
+
+def _transformers_conv1d(
+    module: nn.Module, inputs: tuple[Any, ...], grad_output: Tensor
+) -> Mapping[str, Tensor]:
+    """GPT-2's linear layers, which flatten batch and positions before their product."""
+    (x,) = inputs  # [B, T..., d]
+    return {
+        "weight": torch.ops.fastsel.linear_grad_norm_sq(x.detach().to(grad_output), grad_output),
+        "bias": torch.ops.fastsel.bias_grad_norm_sq(grad_output),
+    }
