@@ -14,6 +14,7 @@ from fastsel.scores import Scores, per_sample_scores
 from fastsel.select import ranks
 from fastsel.select.batch import Inputs, check_batch, check_ids
 from fastsel.select.clock import Stopwatch
+from fastsel.select.exact_scoring import ExactScorer, check_grad_norms
 from fastsel.select.memory import LossMemory, check_range, due_first, without_due
 from fastsel.select.references import ReferenceLosses, ReferenceModel
 from fastsel.select.registry import as_selector, make_selector
@@ -62,6 +63,7 @@ class BatchSelection:
         scoring_every: int | None = None,
         memory: LossMemory | None = None,
         reference: ReferenceModel | ReferenceLosses | None = None,
+        grad_norms: str = "bound",
         across_ranks: bool = False,
         process_group: Any = None,
         owner: str = "BatchSelection",
@@ -81,7 +83,9 @@ class BatchSelection:
         self.criterion = criterion
         self.selector = as_selector(owner, selector, rate)
         self.switch = as_switch(owner, switch)
-        self.scorer = Scorer(
+        check_grad_norms(owner, grad_norms, self.selector)
+        self._exact = grad_norms == "exact"
+        self.scorer = (ExactScorer if self._exact else Scorer)(
             model if scoring_model is None else scoring_model,
             criterion,
             autocast_dtype=scoring_dtype or autocast_dtype,
@@ -242,6 +246,8 @@ class BatchSelection:
         needs = self.selector.needs | ({"grad_norm"} if self._norms_known else {"loss"})
         output = output.detach() if isinstance(output, Tensor) else output
         run = functools.partial(_scores_of, self.criterion, output, target)
+        if self._exact:
+            run = functools.partial(self.scorer, inputs, target)
         truth = self._try_scoring(run, needs)
         shares = []
         if self.memory is None or self.scoring_every is not None:

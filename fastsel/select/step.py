@@ -91,6 +91,9 @@ class SelectiveStep:
         memory: Losses of the data set's samples from when they were last trained on, in place of a
             scoring forward. Samples that are due for a visit are chosen first. Needs `ids`.
         reference: Reference losses, for selectors that need them.
+        grad_norms: For selectors that need gradient norms: ``"bound"`` takes those at the model's
+            output, which bound the others and cost next to nothing; ``"exact"`` takes each sample's
+            true norm by `fastsel.GradNorms`, with a backward of the whole batch.
         accumulation_steps: Optimizer steps come after this many calls, with the mean of their
             gradients; see `flush` for the last ones.
         across_ranks: Under torch.distributed, choose from the batches of all ranks together instead
@@ -135,6 +138,7 @@ class SelectiveStep:
         scoring_every: int | None = None,
         memory: LossMemory | None = None,
         reference: ReferenceModel | ReferenceLosses | None = None,
+        grad_norms: str = "bound",
         accumulation_steps: int = 1,
         across_ranks: bool = False,
         process_group: Any = None,
@@ -145,7 +149,7 @@ class SelectiveStep:
         self.selection = BatchSelection(
             model, criterion, selector, rate, switch=switch, autocast_dtype=autocast_dtype,
             scoring_dtype=scoring_dtype, scoring_mode=scoring_mode, scoring_model=scoring_model,
-            scoring_every=scoring_every, memory=memory, reference=reference,
+            scoring_every=scoring_every, memory=memory, reference=reference, grad_norms=grad_norms,
             across_ranks=across_ranks, process_group=process_group, owner="SelectiveStep",
         )  # fmt: skip
         is_count = isinstance(accumulation_steps, int) and not isinstance(accumulation_steps, bool)
