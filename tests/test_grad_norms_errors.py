@@ -129,6 +129,44 @@ def test_a_loss_that_mixes_samples_through_a_batch_norm() -> None:
         run(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, affine=False)), torch.randn(3, 4))
 
 
+def contrastive(out: Tensor) -> Tensor:
+    """Every sample against every other."""
+    similar = out @ out.t()
+    return torch.nn.functional.cross_entropy(similar, torch.arange(len(out)))
+
+
+def test_a_loss_that_mixes_samples() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3))
+    x = torch.randn(6, 4)
+    with GradNorms(model), pytest.raises(ValueError, match="the loss mixes samples"):
+        contrastive(model(x)).backward()
+    assert all(parameter.grad is None for parameter in model.parameters())
+    norms = GradNorms(model, mixed_loss="allow")
+    with norms:
+        contrastive(model(x)).backward()
+    assert norms.norms.isfinite().all()
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_losses_that_do_not_mix_samples(reduction: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3))
+    x, y = torch.randn(6, 4), torch.tensor([0, 1, -100, 2, 2, 0])
+    weight = torch.rand(3)
+    for criterion in (
+        nn.CrossEntropyLoss(weight, reduction=reduction),
+        nn.MultiMarginLoss(reduction=reduction),
+        lambda out, _: nn.functional.huber_loss(out, x[:, :3], reduction=reduction),
+        lambda out, _: fastsel.sample_scores(out, y).loss.sum(),
+        lambda out, _: out.sum(),
+    ):
+        target = y.clamp(min=0) if isinstance(criterion, nn.MultiMarginLoss) else y
+        norms = GradNorms(model)
+        with norms:
+            for _ in range(2):
+                criterion(model(x), target).backward()
+        assert len(norms.norms) == 12
+
+
 def test_an_embedding_scaled_by_frequency() -> None:
     model = nn.Sequential(nn.Embedding(5, 4, scale_grad_by_freq=True))
     with pytest.raises(ValueError, match="layer '0' has scale_grad_by_freq=True"):

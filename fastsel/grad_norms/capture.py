@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from fastsel.grad_norms import broadcast, handlers
 from fastsel.grad_norms.checks import history
 from fastsel.grad_norms.kinds import Use
+from fastsel.grad_norms.mixing import refuse_mixed_loss
 from fastsel.grad_norms.records import Pass, Records, Target, in_backward, refuse_second_derivative
 
 Call = Callable[..., Any]
@@ -28,6 +29,7 @@ class Capture(TorchFunctionMode):
 
     Attributes:
         records: Where the gradients go.
+        output: What the model returned, until its loss is known to be one of separate samples.
         shared: Parameters known to be used more than once in a forward.
         names: The model's parameters and their names, as they are in this forward.
         ruled: Parameters that a rule of one's own sees to.
@@ -41,6 +43,7 @@ class Capture(TorchFunctionMode):
         exact_grad: bool,
         allow_missing: bool,
         batch_statistics: bool,
+        allow_mixed_loss: bool,
         shared: Iterable[str],
     ) -> None:
         super().__init__()
@@ -49,6 +52,9 @@ class Capture(TorchFunctionMode):
         self.exact_grad = exact_grad
         self.allow_missing = allow_missing
         self.batch_statistics = batch_statistics
+        self.loss_is_known = allow_mixed_loss
+        self.output: Any = None
+        self._probing = False
         self.records = Records()
         self.missing: set[str] = set()
         self.shared = set(shared)
@@ -222,6 +228,18 @@ class Capture(TorchFunctionMode):
                     "(register_norm_rule for its module)"
                 )
 
+    def check_loss(self, loss: Tensor) -> None:
+        """Raises where the loss of the latest forward mixes samples; looks until it knows."""
+        output, self.output = self.output, None
+        size = self.records.current.batch_size
+        if self.loss_is_known or size is None or output is None:
+            return
+        self._probing = True
+        try:
+            self.loss_is_known = refuse_mixed_loss(loss, output, size)
+        finally:
+            self._probing = False
+
     # ---- recording ----
 
     def layer(self, name: str) -> str:
@@ -313,6 +331,8 @@ class Capture(TorchFunctionMode):
 
         def record(grad: Tensor) -> None:
             nonlocal kept
+            if self._probing:
+                return
             refuse_second_derivative(layer)
             for target in targets:
                 if target is not None:

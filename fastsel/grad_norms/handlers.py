@@ -294,6 +294,7 @@ def backward(
     if inputs is not None or (gradient is None and loss.numel() != 1) or not loss.requires_grad:
         func(loss, gradient, retain_graph, create_graph, inputs)
         return
+    capture.check_loss(loss)
     # A tensor would bring the call back here; its edge in the graph does not.
     edge = torch.autograd.graph.get_gradient_edge(loss)
     gradient = torch.ones_like(loss) if gradient is None else gradient

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastsel.grad_norms.checks import history
+from fastsel.grad_norms.records import in_backward
 from fastsel.grad_norms.rules import NormRule, norm_rule
 
 if TYPE_CHECKING:
@@ -28,6 +29,13 @@ def install(capture: Capture) -> list[Any]:
         if owner is not None and owner.active:
             owner.begin_forward()
 
+    def end(module: nn.Module, args: Any, output: Any) -> None:
+        owner = me()
+        if owner is None or torch.compiler.is_compiling() or owner.loss_is_known:
+            return
+        if owner.active and torch.is_grad_enabled() and not in_backward():
+            owner.output = output
+
     def see_rule(
         rule: NormRule, prefix: str, module: nn.Module, args: tuple[Any, ...], out: Any
     ) -> None:
@@ -40,7 +48,10 @@ def install(capture: Capture) -> list[Any]:
         if owner is not None and (owner.active or owner.records.current.uses):
             owner.records.touched.add((torch._C._current_graph_task_id(), name))
 
-    handles: list[Any] = [capture.model.register_forward_pre_hook(begin)]
+    handles: list[Any] = [
+        capture.model.register_forward_pre_hook(begin),
+        capture.model.register_forward_hook(end),
+    ]
     for prefix, module in capture.model.named_modules():
         rule = norm_rule(module)
         if rule is not None:

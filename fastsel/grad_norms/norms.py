@@ -61,6 +61,10 @@ class GradNorms:
             they lack.
         batch_norm: Batch norm in train mode mixes the samples: ``refuse``, or ``fixed_statistics``,
             which counts the batch's mean and variance as constants.
+        mixed_loss: A loss that is no sum over samples, such as a contrastive one, leaves no sample
+            a gradient of its own. ``raise``: the first ``loss.backward()`` within the context
+            looks at the loss's second derivative by the model's output, where it has one, and
+            raises. ``allow``: norms are of what passes through each sample's activations.
         loss_scale: What the loss was multiplied by before the backward: a number such as
             ``1 / accumulation_steps``, or a `torch.amp.GradScaler`, asked when norms are read.
         shared: Names of parameters used several times in one forward; needed under torch.compile
@@ -92,6 +96,7 @@ class GradNorms:
         exact_grad: bool = False,
         missing: Literal["raise", "approximate"] = "raise",
         batch_norm: Literal["refuse", "fixed_statistics"] = "refuse",
+        mixed_loss: Literal["raise", "allow"] = "raise",
         loss_scale: float | Tensor | torch.amp.GradScaler = 1.0,
         shared: Iterable[str] = (),
     ) -> None:
@@ -101,6 +106,7 @@ class GradNorms:
             ("reduction", reduction, ("mean", "sum")),
             ("missing", missing, ("raise", "approximate")),
             ("batch_norm", batch_norm, ("refuse", "fixed_statistics")),
+            ("mixed_loss", mixed_loss, ("raise", "allow")),
         ):
             if value not in allowed:
                 raise ValueError(
@@ -114,6 +120,7 @@ class GradNorms:
             exact_grad=exact_grad,
             allow_missing=missing == "approximate",
             batch_statistics=batch_norm == "fixed_statistics",
+            allow_mixed_loss=mixed_loss == "allow",
             shared=shared,
         )
         handles = install(self._capture)
