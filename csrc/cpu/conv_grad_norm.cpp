@@ -5,6 +5,7 @@
 // and the input is never unfolded: only a copy with its zero border is made, a sample at a time.
 
 #include "core/conv_geometry.h"
+#include "cpu/conv_grad_norm_narrow.h"
 #include "cpu/grad_norm_walk.h"
 #include "grad_norm.h"
 
@@ -132,6 +133,8 @@ class ConvSource {
   int64_t copied_ = -1, copied_count_ = 0;
 };
 
+bool is_narrow(const LayerShape& s) { return s.positions > 0 && narrow_work(s) < direct_work(s); }
+
 // float64, for checking: one plain loop.
 Tensor conv_norms_double(const Tensor& input, const Tensor& grad_outputs, const ConvGeometry& g) {
   const Tensor out = empty({g.batch}, ScalarType::Double, input);
@@ -195,7 +198,13 @@ Tensor conv_grad_norm_sq_cpu(const Tensor& input,         // [B, C_in, spatial..
   Tensor out = empty({0}, ScalarType::Float, x);
   dispatch_floating("conv_grad_norm_sq", "input", x.scalar_type(), [&](auto tag) {
     using T = typename decltype(tag)::type;
-    out = to_tensor(weight_norms(ConvSource<T>(x, g, geometry), form), x);
+    const ConvSource<T> source(x, g, geometry);
+    const LayerShape& s = source.shape();
+    const bool narrow = is_narrow(s) && form != NormForm::gram &&
+                        (form == NormForm::direct || narrow_work(s) < gram_work(s));
+    out = to_tensor(narrow ? narrow_norms(data<T>(x), data<T>(g), geometry, {}).weight
+                           : weight_norms(source, form),
+                    x);
   });
   return out;
 }
@@ -215,8 +224,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv_weight_grad_cpu(
   NormResult norms;
   dispatch_floating("conv_weight_grad", "input", x.scalar_type(), [&](auto tag) {
     using T = typename decltype(tag)::type;
-    norms = direct_norms(ConvSource<T>(x, g, geometry),
-                         {mutable_data<float>(weight), mutable_data<float>(bias)});
+    const ConvSource<T> source(x, g, geometry);
+    const WeightGrads grads{mutable_data<float>(weight), mutable_data<float>(bias)};
+    norms = is_narrow(source.shape()) ? narrow_norms(data<T>(x), data<T>(g), geometry, grads)
+                                      : direct_norms(source, grads);
   });
   return {weight, bias, to_tensor(norms.weight, x), to_tensor(norms.bias, x)};
 }

@@ -7,6 +7,7 @@
 #include "cpu/grad_norm_simd.h"
 
 #include <algorithm>
+#include <type_traits>
 
 #include "core/macros.h"
 #include "cpu/vec.h"
@@ -86,6 +87,44 @@ void column_tiles(const NormOperand& a, const float* g, int64_t g_step, int64_t 
   }
 }
 
+// Columns of narrow groups whose sums registers hold at once.
+constexpr int kLaneColumns = 12 / (kNormLanes / kLanes > 2 ? 2 : 1);
+constexpr int kLaneVectors = kNormLanes / kLanes;
+
+template <int J>
+void lane_tile(const NormOperand& a, int64_t column, const float* g, float* product) {
+  for (int v = 0; v < kLaneVectors; ++v) {
+    const float* base[J];
+    VecF sums[J];
+#pragma GCC unroll 16
+    for (int j = 0; j < J; ++j) {
+      base[j] = a.columns[column + j] + v * kLanes;
+      sums[j] = load(product + (column + j) * kNormLanes + v * kLanes);
+    }
+    const float* channel = g + v * kLanes;
+    for (int64_t line = 0; line < a.line_count; ++line) {
+      int64_t at = a.lines[line] * kNormLanes;
+      for (int64_t c = 0; c < a.line_length; ++c) {
+        const VecF grad = load(channel);
+#pragma GCC unroll 16
+        for (int j = 0; j < J; ++j) sums[j] += load(base[j] + at) * grad;
+        at += a.step * kNormLanes;
+        channel += kNormLanes;
+      }
+    }
+#pragma GCC unroll 16
+    for (int j = 0; j < J; ++j) store(product + (column + j) * kNormLanes + v * kLanes, sums[j]);
+  }
+}
+
+template <int J>
+void lane_tail(const NormOperand& a, int64_t column, const float* g, float* product) {
+  if constexpr (J > 0) {
+    if (a.column_count - column == J) return lane_tile<J>(a, column, g, product);
+    lane_tail<J - 1>(a, column, g, product);
+  }
+}
+
 // Rows become columns: lane l of block[i] goes to lane i of block[l].
 FASTSEL_HD void transpose(VecF (&block)[kLanes]) {
 #pragma GCC unroll 8
@@ -109,6 +148,7 @@ FASTSEL_HD void transpose(VecF (&block)[kLanes]) {
 template <class T>
 FASTSEL_HD VecF load_part(const T* p, int64_t count) {
   if (count >= kLanes) return load(p);
+  if constexpr (std::is_same_v<T, float>) return load_some(p, count);
   VecF v{};
   for (int64_t i = 0; i < count; ++i) v[i] = to_float(p[i]);
   return v;
@@ -135,6 +175,13 @@ void panel_product(const NormOperand& a, const float* g, int64_t g_step, int64_t
     lane += vectors * kLanes;
   }
   if (sums.last && sums.norm_sq != nullptr) *sums.norm_sq += total;
+}
+
+void lane_product(const NormOperand& a, const float* g, float* product) {
+  int64_t j = 0;
+  for (; j + kLaneColumns <= a.column_count; j += kLaneColumns)
+    lane_tile<kLaneColumns>(a, j, g, product);
+  lane_tail<kLaneColumns - 1>(a, j, g, product);
 }
 
 template <class T>

@@ -36,6 +36,7 @@ struct NormSums {
   namespace ISA {                                                                                  \
   void panel_product(const NormOperand& a, const float* g, int64_t g_step, int64_t width,          \
                      const NormSums& sums);                                                        \
+  void lane_product(const NormOperand& a, const float* g, float* product);                         \
   template <class T>                                                                               \
   void pack_rows(const T* source, int64_t positions, int64_t stride, int64_t count, int64_t width, \
                  float* packed, float* column_sums);                                               \
@@ -53,6 +54,8 @@ struct NormSums {
   }
 
 // panel_product    A^T G for one panel of output channels, g [T, width] with rows g_step apart.
+// lane_product     for groups in the lanes: adds a's element times g's of the same lane, position by
+//                  position, to product [d, kNormLanes]; a's elements and g [T] are kNormLanes wide.
 // pack_rows        the panel's columns of G from rows that lie along the channels: source [T, count],
 //                  rows `stride` apart, to packed [T, width], zeros beyond count.
 // pack_columns     the same from source [count, T], where a channel's positions lie side by side.

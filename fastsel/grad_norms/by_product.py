@@ -71,10 +71,7 @@ def wanted_conv(
     positions = 1
     for size in output_size(input.shape[2:], *geometry[:4]):
         positions *= size
-    columns = weight[0].numel()
-    # Fewer channels a group than lanes: most of the product would be padding.
-    channels = weight.shape[0] // geometry[4]
-    return channels >= 8 and _cheaper(positions, columns, channels)
+    return _cheaper(positions, weight[0].numel(), weight.shape[0] // geometry[4])
 
 
 def linear(
