@@ -187,7 +187,9 @@ def regression_model() -> nn.Module:
 
 @pytest.mark.parametrize("selector", ["big_loss", "small_loss", "grad_norm"])
 @pytest.mark.parametrize(
-    "criterion", [nn.MSELoss(), nn.L1Loss(), nn.SmoothL1Loss(), nn.HuberLoss(), F.mse_loss], ids=str
+    "criterion",
+    [nn.MSELoss(), nn.L1Loss(), nn.SmoothL1Loss(), nn.HuberLoss(), F.mse_loss],
+    ids=["MSELoss", "L1Loss", "SmoothL1Loss", "HuberLoss", "mse_loss"],
 )
 def test_regression(criterion: Any, selector: str) -> None:
     model = regression_model()

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from fastsel.grad_norms import broadcast, handlers
 from fastsel.grad_norms.checks import history
-from fastsel.grad_norms.kinds import Use
+from fastsel.grad_norms.compiled import Uses, record_all, watch_compiled
 from fastsel.grad_norms.mixing import refuse_mixed_loss
 from fastsel.grad_norms.records import Pass, Records, Target, in_backward, refuse_second_derivative
 
@@ -302,10 +302,10 @@ class Capture(TorchFunctionMode):
         out: Tensor,
         saved: Tensor | None,
         names: Sequence[str | None],
-        uses: Callable[[Tensor | None, Tensor], Sequence[Use | None]],
+        uses: Uses,
         batch_size: int,
-    ) -> None:
-        """Has the gradient of `out` recorded for each of `names`, None among them ignored.
+    ) -> Tensor:
+        """`out`, whose gradient is recorded for each of `names`, None among them ignored.
 
         Args:
             out: What a layer returns.
@@ -315,18 +315,11 @@ class Capture(TorchFunctionMode):
             batch_size: Samples in `out`.
         """
         if not out.requires_grad or not any(name is not None for name in names):
-            return
+            return out
         targets = [self.target(name, batch_size) for name in names]
         kept = None if saved is None else saved.detach()
         if torch.compiler.is_compiling():
-
-            def record_compiled(grad: Tensor) -> None:
-                for target, use in zip(targets, uses(kept, grad), strict=True):
-                    if target is not None and use is not None:
-                        target.record(use)
-
-            out.register_hook(record_compiled)
-            return
+            return watch_compiled(out, kept, targets, uses)
         layer = self.layer(next(name for name in names if name is not None))
 
         def record(grad: Tensor) -> None:
@@ -338,10 +331,9 @@ class Capture(TorchFunctionMode):
                 if target is not None:
                     target.refuse_second()
             grad = grad.view(shape)
-            for target, use in zip(targets, uses(kept, grad), strict=True):
-                if target is not None and use is not None:
-                    target.record(use)
+            record_all(targets, uses(kept, grad))
             kept = None
 
         shape = out.shape
         history(out).register_hook(record)
+        return out

@@ -53,8 +53,7 @@ def conv(
     def uses(x: Tensor | None, g: Tensor) -> Sequence[Use | None]:
         return Use(CONV, x, g, options), Use(SHIFT, None, g.flatten(2).transpose(1, 2))
 
-    capture.watch(out, input, names, uses, input.shape[0])
-    return out
+    return capture.watch(out, input, names, uses, input.shape[0])
 
 
 def conv_transpose(
@@ -88,8 +87,7 @@ def conv_transpose(
         x = F.pad(x, extra) if any(extra) else x
         return Use(CONV, x, g, options), Use(SHIFT, None, g.flatten(2).transpose(1, 2))
 
-    capture.watch(out, input, names, uses, input.shape[0])
-    return out
+    return capture.watch(out, input, names, uses, input.shape[0])
 
 
 def listed(value: int | Sequence[int], dims: int) -> list[int]:

@@ -55,12 +55,11 @@ def named_linear(
     if torch.compiler.is_compiling() and input.dim() > 2:
         # What torch returns is a view then, whose hooks are lost once it is changed in place.
         flat = F.linear(input.flatten(0, -2), weight, bias)
-        capture.watch(flat, input, names, uses, batch_size)
+        flat = capture.watch(flat, input, names, uses, batch_size)
         unflattened: Tensor = flat.unflatten(0, shape)
         return unflattened
     out = F.linear(input, weight, bias)
-    capture.watch(out, input, names, uses, batch_size)
-    return out
+    return capture.watch(out, input, names, uses, batch_size)
 
 
 def embedding(
@@ -102,8 +101,7 @@ def embedding(
     def uses(indices: Tensor | None, g: Tensor) -> Sequence[Use | None]:
         return (Use(EMBEDDING, indices, g, (padding,)),)
 
-    capture.watch(out, input, (name,), uses, input.shape[0])
-    return out
+    return capture.watch(out, input, (name,), uses, input.shape[0])
 
 
 def matmul(capture: Capture, func: Call, input: Tensor, other: Tensor) -> Any:
@@ -118,8 +116,7 @@ def matmul(capture: Capture, func: Call, input: Tensor, other: Tensor) -> Any:
         return (Use(MATMUL, a, g.reshape(*input_shape, g.shape[-1])),)
 
     input_shape = input.shape[:-1]
-    capture.watch(out, input, (name,), uses, input.shape[0])
-    return out
+    return capture.watch(out, input, (name,), uses, input.shape[0])
 
 
 # ---- normalisations ----
@@ -141,8 +138,7 @@ def layer_norm(
     def normalized(x: Tensor) -> Tensor:
         return F.layer_norm(x, normalized_shape, None, None, eps)
 
-    watch_affine(capture, out, input, weight, bias, normalized, trailing=dims)
-    return out
+    return watch_affine(capture, out, input, weight, bias, normalized, trailing=dims)
 
 
 def rms_norm(
@@ -160,8 +156,7 @@ def rms_norm(
     def normalized(x: Tensor) -> Tensor:
         return F.rms_norm(x, normalized_shape, None, eps)
 
-    watch_affine(capture, out, input, weight, None, normalized, trailing=dims)
-    return out
+    return watch_affine(capture, out, input, weight, None, normalized, trailing=dims)
 
 
 def group_norm(
@@ -179,8 +174,7 @@ def group_norm(
     def normalized(x: Tensor) -> Tensor:
         return F.group_norm(x, num_groups, None, None, eps)
 
-    watch_affine(capture, out, input, weight, bias, normalized)
-    return out
+    return watch_affine(capture, out, input, weight, bias, normalized)
 
 
 def instance_norm(
@@ -205,8 +199,7 @@ def instance_norm(
     def normalized(x: Tensor) -> Tensor:
         return F.instance_norm(x, mean, var, None, None, use_input_stats, momentum, eps)
 
-    watch_affine(capture, out, input, weight, bias, normalized)
-    return out
+    return watch_affine(capture, out, input, weight, bias, normalized)
 
 
 def batch_norm(
@@ -238,8 +231,7 @@ def batch_norm(
     def normalized(x: Tensor) -> Tensor:
         return F.batch_norm(x, mean, var, None, None, training, 0.0, eps)
 
-    watch_affine(capture, out, input, weight, bias, normalized)
-    return out
+    return watch_affine(capture, out, input, weight, bias, normalized)
 
 
 def watch_affine(
@@ -250,11 +242,11 @@ def watch_affine(
     bias: Tensor | None,
     normalized: Callable[[Tensor], Tensor],
     trailing: int | None = None,
-) -> None:
-    """Scale and shift of a normalisation, over the last dimensions or over channels."""
+) -> Tensor:
+    """What a normalisation returns, watched for the scale and shift of dimensions or channels."""
     names = capture.name(weight), capture.name(bias)
     if names == (None, None):
-        return
+        return out
     check_input(capture, names[0] or names[1] or "", input, 2)
     has_weight = names[0] is not None
 
@@ -275,7 +267,7 @@ def watch_affine(
             scale = Use(SCALE, by_position(normalized(x.to(g.dtype))), grads)
         return scale, Use(SHIFT, None, grads)
 
-    capture.watch(out, input if has_weight else None, names, uses, input.shape[0])
+    return capture.watch(out, input if has_weight else None, names, uses, input.shape[0])
 
 
 # ---- backward ----
