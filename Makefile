@@ -25,10 +25,15 @@ $(VENV)/.requirements: requirements.txt
 	@$(BIN)/python -m pip install --progress-bar on -r requirements.txt
 	@touch $@
 
-bench: build
+# Without their dependencies, which would pull another torch.
+$(VENV)/.bench-requirements: bench/requirements.txt $(VENV)/.requirements
+	@$(BIN)/python -m pip install --quiet --no-deps -r bench/requirements.txt
+	@touch $@
+
+bench: build $(VENV)/.bench-requirements
 	$(BIN)/python -m pytest bench -q -o python_files="bench_*.py" -o python_functions="bench_*" -o pythonpath="bench tests" --benchmark-only --benchmark-disable-gc
 
-bench-quick: build
+bench-quick: build $(VENV)/.bench-requirements
 	FASTSEL_BENCH_QUICK=1 $(BIN)/python -m pytest bench -q -o python_files="bench_*.py" -o python_functions="bench_*" -o pythonpath="bench tests" --benchmark-only --benchmark-disable-gc
 
 lint: build

@@ -6,7 +6,7 @@
 #   bench/device.sh bench      build and benches alone
 #
 # Needs: nvcc, cmake, ninja, and a Python (PYTHON, default python3) with a CUDA build of torch >= 2.10, pytest,
-# pytest-benchmark and hypothesis. Nothing is downloaded.
+# pytest-benchmark and hypothesis. Nothing is downloaded: the peers of bench/requirements.txt are measured where they are installed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}

@@ -23,8 +23,12 @@ import harness
 RESULTS = harness.RESULTS
 README = harness.ROOT / "README.md"
 STEP_PAGE = harness.ROOT / "docs" / "selective_step.md"
+NORMS_PAGE = harness.ROOT / "docs" / "grad_norms.md"
 SWITCH = RESULTS / "switch.json"
+GRAD_NORMS = RESULTS / "grad_norms.json"
 STEP = "selective_step"
+# Whole steps, not kernels: they have tables of their own.
+STEPS = (STEP, "grad_norms")
 
 
 def duration(microseconds: float) -> str:
@@ -41,7 +45,7 @@ def kernel_rows(run: dict[str, Any]) -> list[str]:
         cases[row["op"], row["workload"], row["device"]][row["contender"]] = row
     lines = ["| work | fastsel | GB/s | peers: time (times fastsel's) |", "|---|---|---|---|"]
     for (op, workload, _), contenders in cases.items():
-        if op == STEP:
+        if op in STEPS:
             continue
         ours = contenders.get("fastsel")
         if ours is None:  # the copy that others are read against
@@ -148,9 +152,57 @@ def _kept(runs: list[dict[str, Any]]) -> float:
     return float((plain - switched) / (plain - select))
 
 
+def grad_norms() -> str:
+    """What norms add to a training step, in percent of the plain step's time and peak memory."""
+    if not GRAD_NORMS.exists():
+        return "Not measured yet: `python bench/grad_norms.py`.\n"
+    results = json.loads(GRAD_NORMS.read_text())
+    names = list(
+        dict.fromkeys(
+            name
+            for one in results["workloads"]
+            for name in [row["contender"] for row in one["rows"]] + list(one["left_out"])
+            if name != "plain step"
+        )
+    )
+    lines = [f"| forward and backward | plain step | {' | '.join(names)} |"]
+    lines.append("|---" * (len(names) + 2) + "|")
+    reasons = []
+    for one in results["workloads"]:
+        rows = {row["contender"]: row for row in one["rows"]}
+        plain = rows["plain step"]
+        time = duration(1e6 * plain["seconds"]["median"])
+        times = [_over(rows.get(name), "over_plain") for name in names]
+        lines.append(f"| {one['workload']} | {time} | {' | '.join(times)} |")
+        memory = [_over(rows.get(name), "memory_over_plain") for name in names]
+        held = f"{plain['peak_bytes'] / 2**20:.0f} MiB"
+        lines.append(f"| the same: peak memory | {held} | {' | '.join(memory)} |")
+        reasons += [f"{reason} ({one['workload']})" for reason in one["left_out"].values()]
+    machine = f"{results['cpu']}, {results['threads']} threads, torch {results['torch']}."
+    left_out = [f"Left out: {'; '.join(reasons)}.", ""] if reasons else []
+    return "\n".join([*lines, "", machine, "", *left_out])
+
+
+def _over(row: dict[str, Any] | None, key: str) -> str:
+    """By how much a figure is over the plain step's, with its quantiles where it has them."""
+    if row is None:
+        return "–"
+    value = row[key]
+    if not isinstance(value, dict):
+        return f"{100 * value - 100:+.0f} %"
+    median, low, high = (100 * value[name] - 100 for name in ("median", "p20", "p80"))
+    return f"{median:+.0f} % ({low:+.0f} to {high:+.0f})"
+
+
 TABLES: dict[Path, dict[str, Callable[[], str]]] = {
-    README: {"kernels": kernels, "steps": steps, "strategies": strategies},
+    README: {
+        "kernels": kernels,
+        "steps": steps,
+        "grad_norms": grad_norms,
+        "strategies": strategies,
+    },
     STEP_PAGE: {"switch": switch},
+    NORMS_PAGE: {"grad_norms": grad_norms},
 }
 
 
