@@ -1,7 +1,7 @@
 """What the norms of all samples' gradients cost a training step, in time and memory.
 
 Usage:
-    python bench/grad_norms.py [--rounds 30] [--threads 2] [--only TEXT] [--quick]
+    PYTHONPATH=tests python bench/grad_norms.py [--rounds 30] [--threads 2] [--only TEXT] [--quick]
 
 Every contender takes one step a round, the order rotating, so that whatever else the machine does,
 and its drifting clock, meets all of them. A contender's figure is the median over the rounds of its
