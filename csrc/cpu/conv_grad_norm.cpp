@@ -39,6 +39,7 @@ class ConvSource {
   int64_t chunk_positions() const { return lines_in_chunk_ * g_.out[2]; }
 
   NormOperand operand(int64_t sample, int64_t group, int64_t first, int64_t count, int64_t chunk) {
+    if (count == 0) return {nullptr, 0, lines_.data(), 0, 0, 1};
     const int64_t taps = g_.taps();
     const int64_t first_channel = first / taps, end_channel = (first + count - 1) / taps + 1;
     const int64_t channel = (sample * g_.groups + group) * g_.in_channels + first_channel;

@@ -192,7 +192,7 @@ NormResult direct_norms(const Source& source, const WeightGrads& out) {
     for (int64_t b = 0; b < s.batch; ++b) result.weight[b] += weight_norms[part * s.batch + b];
   for (int64_t row = 0; row < rows; ++row)
     for (int64_t b = 0; b < s.batch; ++b) result.bias[b] += bias_norms[row * s.batch + b];
-  if (out.weight == nullptr) return result;
+  if (out.bias == nullptr) return result;
 
   torch::stable::parallel_for(
       0, blocks.parts, norm_grain(blocks.parts, 4.0 * items * blocks.part_size),

@@ -106,16 +106,16 @@ LayerShape linear_shape(const Tensor& activations, const Tensor& grad_outputs) {
 template <class T>
 std::vector<double> outer_norms(const Tensor& activations, const Tensor& grad_outputs,
                                 const LayerShape& s) {
+  const LinearRows<T> a(activations), g(grad_outputs);
   std::vector<double> norms(s.batch);
   const double work = static_cast<double>(s.batch) * (s.columns + s.channels);
   torch::stable::parallel_for(
       0, s.batch, norm_grain(s.batch, 4 * work), [&](int64_t begin, int64_t end) {
         for (int64_t b = begin; b < end; ++b) {
-          double a = 0, g = 0;
-          FASTSEL_DISPATCH_ISA(square_sum<T>, LinearRows<T>(activations).at(b, 0), s.columns, &a);
-          FASTSEL_DISPATCH_ISA(square_sum<T>, data<T>(grad_outputs) + b * s.channels, s.channels,
-                               &g);
-          norms[b] = a * g;
+          double a_sq = 0, g_sq = 0;
+          FASTSEL_DISPATCH_ISA(square_sum<T>, a.at(b, 0), s.columns, &a_sq);
+          FASTSEL_DISPATCH_ISA(square_sum<T>, g.at(b, 0), s.channels, &g_sq);
+          norms[b] = a_sq * g_sq;
         }
       });
   return norms;

@@ -65,14 +65,12 @@ def multi_head_attention(
     if bias_k is not None or bias_v is not None or static_k is not None or static_v is not None:
         raise NotImplementedError(
             f"GradNorms: layer {layer!r} adds bias_k and bias_v or takes static keys, for which "
-            "there "
-            "is no norm rule: build it without them"
+            "there is no norm rule: build it without them"
         )
     if query.dim() != 3:
         raise ValueError(
             f"GradNorms: layer {layer!r} got a query of shape {list(query.shape)}, which has no "
-            "batch "
-            "dimension: add one, also for a single sample"
+            "batch dimension: add one, also for a single sample"
         )
     if embed_dim_to_check != query.shape[2]:
         raise ValueError(

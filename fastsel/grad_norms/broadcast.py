@@ -60,6 +60,8 @@ def meets_batch(capture: Capture, func: Callable[..., Any], args: Sequence[Any])
         return (_spread(capture, args[0], source, shape), *args[1:])
     if len(args) < 2 or not (isinstance(args[0], Tensor) and isinstance(args[1], Tensor)):
         return args
+    if args[0].dim() != args[1].dim():
+        capture.refuse_positions(args[0] if args[0].dim() < args[1].dim() else args[1])
     sources = [capture.source(args[0]), capture.source(args[1])]
     if (sources[0] is None) == (sources[1] is None):
         return args  # neither, or two that meet each other and not the batch

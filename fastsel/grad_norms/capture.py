@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 
 from fastsel.grad_norms import broadcast, handlers
 from fastsel.grad_norms.checks import history
@@ -54,7 +54,7 @@ class Capture(TorchFunctionMode):
         self.batch_statistics = batch_statistics
         self.loss_is_known = allow_mixed_loss
         self.output: Any = None
-        self._probing = False
+        self.probing = False
         self.records = Records()
         self.missing: set[str] = set()
         self.shared = set(shared)
@@ -63,6 +63,7 @@ class Capture(TorchFunctionMode):
         self._compiled_batch: int | None = None
         self.names: dict[Tensor, str] = {}
         self._sources: dict[Tensor, broadcast.Source] = {}
+        self._singles: dict[Tensor, str] = {}
         self._foreign: set[int] = set()
         self.ruled: set[str] = set()
         self.refresh()
@@ -75,6 +76,7 @@ class Capture(TorchFunctionMode):
     def refresh(self) -> None:
         """Reads the model's parameters again: sharding replaces them in the forward."""
         self.names = {}
+        self._foreign.clear()
         for name, parameter in self.model.named_parameters(remove_duplicate=False):
             if parameter in self.names:
                 self.shared.add(self.names[parameter])
@@ -92,7 +94,9 @@ class Capture(TorchFunctionMode):
     def start(self) -> None:
         """Looks at every call from now on."""
         self.active = True
+        self.refresh()
         self._sources = {}
+        self._singles = {}
         self._compiled_uses = {}
         self._compiled_batch = None
         self.__enter__()  # type: ignore[no-untyped-call]
@@ -100,15 +104,17 @@ class Capture(TorchFunctionMode):
     def stop(self) -> None:
         """Looks at none."""
         self.active = False
-        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        _leave(self)
 
     def begin_forward(self) -> None:
         """The whole model's forward starts."""
         self._sources = {}
+        self._singles = {}
         if torch.compiler.is_compiling():
             self._compiled_uses = {}
             self._compiled_batch = None
         elif not in_backward():
+            self._used_in_forward = False
             self.records.begin()
 
     def __torch_function__(
@@ -131,7 +137,7 @@ class Capture(TorchFunctionMode):
         if func is Tensor.unsqueeze and (source := self.source(args[0])) is not None:
             self._sources[out] = source
         else:
-            for value in args:
+            for value in (*args, *kwargs.values()):
                 if isinstance(value, Tensor):
                     self._check_use(func, value, out)
                 elif isinstance(value, (list, tuple)):
@@ -166,10 +172,12 @@ class Capture(TorchFunctionMode):
         if torch.compiler.is_compiling() or not parameter.is_leaf:
             return None
         if id(parameter) not in self._foreign:
+            known_foreign = {*self._foreign, id(parameter)}
             self.refresh()
             if parameter in self.names:
-                return self.names[parameter]
-            self._foreign.add(id(parameter))
+                known = self.names[parameter]
+                return None if known in self.ruled else known
+            self._foreign = known_foreign
         return None
 
     def source(self, value: Any) -> broadcast.Source | None:
@@ -185,17 +193,29 @@ class Capture(TorchFunctionMode):
         """Notes a tensor without a batch dimension, to be watched where it meets the batch."""
         self._sources[value] = source
 
+    def add_single(self, value: Tensor, name: str) -> None:
+        """Notes ``[B, D]`` of one index a sample, which ``[T, D]`` of positions looks like."""
+        self._singles[value] = name
+
+    def refuse_positions(self, value: Tensor) -> None:
+        """Raises where such a tensor turns out to be of positions."""
+        if value in self._singles:
+            raise ValueError(
+                f"GradNorms: layer {self.layer(self._singles[value])!r} got as many positions as "
+                "there are samples, or before any layer that tells the batch: pass them as [1, T]"
+            )
+
     def _check_use(self, func: Call, value: Tensor, out: Any) -> None:
         """Raises where a parameter goes into something that has no rule."""
-        if not (isinstance(out, Tensor) and out.requires_grad) or out is value:
+        outs = out if isinstance(out, (list, tuple)) else (out,)
+        if not any(isinstance(one, Tensor) and one.requires_grad for one in outs) or out is value:
             return
         if value in self._sources:
             name = self._sources[value].name
             raise NotImplementedError(
                 f"GradNorms: layer {self.layer(name)!r} gives {list(value.shape)}, without a batch "
                 f"dimension, which goes into {getattr(func, '__name__', func)}: expand its input "
-                "to "
-                "the batch"
+                "to the batch"
             )
         if value not in self.names or not value.requires_grad:
             return
@@ -208,25 +228,38 @@ class Capture(TorchFunctionMode):
         raise NotImplementedError(
             f"GradNorms: parameter {name!r} of {self._owner(name)} is used by "
             f"{getattr(func, '__name__', func)}, for which there is no norm rule: "
-            "register_norm_rule "
-            "for its module, or GradNorms(..., missing='approximate') to leave it out of the norms"
+            "register_norm_rule for its module, or GradNorms(..., missing='approximate') to leave "
+            "it out of the norms"
         )
 
     def _owner(self, name: str) -> str:
         module = self.model.get_submodule(name.rpartition(".")[0])
         return type(module).__name__
 
-    def check_complete(self, one: Pass, squared: Mapping[str, Tensor]) -> None:
-        """Raises where a parameter got a gradient in a pass but no norm: the sum would be short."""
-        for backward, name in sorted(self.records.touched):
-            if backward in one.backwards and name not in squared and name not in self.missing:
-                raise RuntimeError(
-                    f"GradNorms: parameter {name!r} of {self._owner(name)} got a gradient, but "
-                    "nothing "
-                    "is known of how: it was used outside the context, or where no norm rule "
-                    "sees it "
-                    "(register_norm_rule for its module)"
-                )
+    def check_complete(self, passes: Sequence[tuple[Pass, Mapping[str, Tensor]]]) -> None:
+        """Raises where a parameter got a gradient but no norm: the sum would be short."""
+        known = {backward for one, _ in passes for backward in one.backwards}
+        for backward, name, active in sorted(self.records.touched):
+            if name in self.missing:
+                continue
+            seen = [squared for one, squared in passes if backward in one.backwards]
+            # A backward of its own inside another's is that of a reentrant checkpoint.
+            if any(name not in squared for squared in seen) or (active and backward not in known):
+                self.raise_unseen(name)
+
+    def check_gradients(self, names: Iterable[str], squared: Mapping[str, Tensor]) -> None:
+        """Raises where one of these parameters, which have a gradient, has no norm."""
+        for name in names:
+            if name not in squared and name not in self.missing:
+                self.raise_unseen(name)
+
+    def raise_unseen(self, name: str) -> None:
+        """Says that a parameter's gradient came from nobody knows where."""
+        raise RuntimeError(
+            f"GradNorms: parameter {name!r} of {self._owner(name)} got a gradient, but nothing is "
+            "known of how: it was used outside the context, in a reentrant checkpoint, or where "
+            "no norm rule sees it (register_norm_rule for its module)"
+        )
 
     def check_loss(self, loss: Tensor) -> None:
         """Raises where the loss of the latest forward mixes samples; looks until it knows."""
@@ -234,11 +267,12 @@ class Capture(TorchFunctionMode):
         size = self.records.current.batch_size
         if self.loss_is_known or size is None or output is None:
             return
-        self._probing = True
+        self.probing = True
         try:
             self.loss_is_known = refuse_mixed_loss(loss, output, size)
         finally:
-            self._probing = False
+            self.probing = False
+        self._used_in_forward = False
 
     # ---- recording ----
 
@@ -251,6 +285,10 @@ class Capture(TorchFunctionMode):
         current = self.records.current
         if current.batch_size is None:
             current.batch_size, current.first_layer = size, self.layer(name)
+        elif current.batch_size != size and not self._used_in_forward:
+            # The forward before this one had no backward, and other samples.
+            self.records.current = Pass()
+            self._check_batch(name, size)
         elif current.batch_size != size:
             raise ValueError(
                 f"GradNorms: layer {self.layer(name)!r} got {size} samples, layer "
@@ -274,7 +312,9 @@ class Capture(TorchFunctionMode):
             return number
         if in_backward():
             return -1
+        self.records.begin()
         self._check_batch(name, batch_size)
+        self._used_in_forward = True
         number = self.records.current.new_use(name)
         if number > 0:
             self.shared.add(name)
@@ -321,15 +361,21 @@ class Capture(TorchFunctionMode):
         if torch.compiler.is_compiling():
             return watch_compiled(out, kept, targets, uses)
         layer = self.layer(next(name for name in names if name is not None))
+        version = 0 if saved is None else saved._version
 
         def record(grad: Tensor) -> None:
             nonlocal kept
-            if self._probing:
+            if self.probing:
                 return
             refuse_second_derivative(layer)
             for target in targets:
                 if target is not None:
                     target.refuse_second()
+            if kept is not None and kept._version != version:
+                raise RuntimeError(
+                    f"GradNorms: the input of layer {layer!r} was changed in place after it ran: "
+                    "its norms need it as it was"
+                )
             grad = grad.view(shape)
             record_all(targets, uses(kept, grad))
             kept = None
@@ -337,3 +383,15 @@ class Capture(TorchFunctionMode):
         shape = out.shape
         history(out).register_hook(record)
         return out
+
+
+def _leave(capture: Capture) -> None:
+    """Takes a capture off the stack of modes, where others may have been entered since."""
+    above = []
+    while torch._C._len_torch_function_stack() > 0:
+        mode = _pop_mode()
+        if mode is capture:
+            break
+        above.append(mode)
+    for mode in reversed(above):
+        _push_mode(mode)

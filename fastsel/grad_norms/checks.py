@@ -40,4 +40,7 @@ def history(out: Tensor) -> Tensor:
     have another shape, never another number of elements.
     """
     base = out._base if out._is_view() else None
-    return out if base is None or base.numel() != out.numel() or base.is_leaf else base
+    if base is None or base.numel() != out.numel() or base.is_leaf:
+        return out
+    # Elements in another order would give the gradient in another order.
+    return base if base.is_contiguous() and out.is_contiguous() else out

@@ -51,9 +51,11 @@ def conv(
     options = (0, *kernel, *strides, *pads, *dilations, groups)
 
     def uses(x: Tensor | None, g: Tensor) -> Sequence[Use | None]:
-        return Use(CONV, x, g, options), Use(SHIFT, None, g.flatten(2).transpose(1, 2))
+        weight_use = None if x is None else Use(CONV, x, g, options)
+        return weight_use, Use(SHIFT, None, g.flatten(2).transpose(1, 2))
 
-    return capture.watch(out, input, names, uses, input.shape[0])
+    saved = None if names[0] is None else input
+    return capture.watch(out, saved, names, uses, input.shape[0])
 
 
 def conv_transpose(
@@ -83,11 +85,12 @@ def conv_transpose(
     extra = [p for n, m in zip(windows, input.shape[2:], strict=True) for p in (n - m, 0)][::-1]
 
     def uses(x: Tensor | None, g: Tensor) -> Sequence[Use | None]:
-        assert x is not None
-        x = F.pad(x, extra) if any(extra) else x
-        return Use(CONV, x, g, options), Use(SHIFT, None, g.flatten(2).transpose(1, 2))
+        x = F.pad(x, extra) if x is not None and any(extra) else x
+        weight_use = None if x is None else Use(CONV, x, g, options)
+        return weight_use, Use(SHIFT, None, g.flatten(2).transpose(1, 2))
 
-    return capture.watch(out, input, names, uses, input.shape[0])
+    saved = None if names[0] is None else input
+    return capture.watch(out, saved, names, uses, input.shape[0])
 
 
 def listed(value: int | Sequence[int], dims: int) -> list[int]:

@@ -48,18 +48,21 @@ def named_linear(
     shape = input.shape[:-1]
 
     def uses(a: Tensor | None, g: Tensor) -> Sequence[Use | None]:
-        assert a is not None
-        a, g = batch_first(a, rows), batch_first(g.reshape(*shape, g.shape[-1]), rows)
-        return Use(LINEAR, a, g), Use(SHIFT, None, g)
+        g = batch_first(g.reshape(*shape, g.shape[-1]), rows)
+        weight_use = None if a is None else Use(LINEAR, batch_first(a, rows), g)
+        return weight_use, Use(SHIFT, None, g)
+
+    # A frozen weight's input is not kept for its bias.
+    saved = None if names[0] is None else input
 
     if torch.compiler.is_compiling() and input.dim() > 2:
         # What torch returns is a view then, whose hooks are lost once it is changed in place.
         flat = F.linear(input.flatten(0, -2), weight, bias)
-        flat = capture.watch(flat, input, names, uses, batch_size)
+        flat = capture.watch(flat, saved, names, uses, batch_size)
         unflattened: Tensor = flat.unflatten(0, shape)
         return unflattened
     out = F.linear(input, weight, bias)
-    return capture.watch(out, input, names, uses, batch_size)
+    return capture.watch(out, saved, names, uses, batch_size)
 
 
 def embedding(
@@ -80,9 +83,8 @@ def embedding(
         return out
     if scale_grad_by_freq:
         raise ValueError(
-            f"GradNorms: layer {capture.layer(name)!r} has scale_grad_by_freq=True, which "
-            "divides by "
-            "how often a token occurs in the whole batch: a sample has no gradient of its own"
+            f"GradNorms: layer {capture.layer(name)!r} has scale_grad_by_freq=True, which divides "
+            "by how often a token occurs in the whole batch: a sample has no gradient of its own"
         )
     check_input(capture, name, input, 1, floating=False)
     padding = -1 if padding_idx is None else padding_idx % weight.shape[0]
@@ -91,17 +93,14 @@ def embedding(
     if other_size and (input.dim() == 1 or input.shape[0] == 1):  # positions, for every sample
         capture.add_source(out, Source(name, input, padding))
         return out
-    if input.dim() == 1 and batch_size == input.shape[0]:
-        raise ValueError(
-            f"GradNorms: layer {capture.layer(name)!r} got {batch_size} indices, as many as there "
-            "are samples: pass [1, T] for positions that all samples share, or [B, 1] for one "
-            "index a sample"
-        )
 
     def uses(indices: Tensor | None, g: Tensor) -> Sequence[Use | None]:
         return (Use(EMBEDDING, indices, g, (padding,)),)
 
-    return capture.watch(out, input, (name,), uses, input.shape[0])
+    watched = capture.watch(out, input, (name,), uses, input.shape[0])
+    if input.dim() == 1:
+        capture.add_single(watched, name)
+    return watched
 
 
 def matmul(capture: Capture, func: Call, input: Tensor, other: Tensor) -> Any:
@@ -220,8 +219,7 @@ def batch_norm(
         which = "a batch norm" if name is None else f"layer {capture.layer(name)!r}"
         raise ValueError(
             f"GradNorms: {which} normalises by statistics of the whole batch, so that no sample "
-            "has "
-            "a gradient of its own: use GroupNorm, put the layer into eval(), or take "
+            "has a gradient of its own: use GroupNorm, put the layer into eval(), or take "
             "GradNorms(..., batch_norm='fixed_statistics'), which counts the statistics as "
             "constants"
         )

@@ -4,17 +4,48 @@ from __future__ import annotations
 
 import functools
 import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from fastsel.grad_norms.checks import history
-from fastsel.grad_norms.records import in_backward
+from fastsel.grad_norms.records import in_backward, refuse_second_derivative
 from fastsel.grad_norms.rules import NormRule, norm_rule
 
 if TYPE_CHECKING:
     from fastsel.grad_norms.capture import Capture
+
+
+class _Before:
+    """A hook before a forward that stays behind where its model is copied or saved."""
+
+    def __init__(self, function: Callable[[nn.Module, Any], None]) -> None:
+        self._function = function
+
+    def __call__(self, module: nn.Module, args: Any) -> None:
+        self._function(module, args)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Before, (_nothing,)
+
+
+class _After:
+    """The same after a forward."""
+
+    def __init__(self, function: Callable[[nn.Module, Any, Any], None]) -> None:
+        self._function = function
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._function(module, args, output)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _After, (_nothing,)
+
+
+def _nothing(*args: Any) -> None:
+    """What a copied hook does."""
 
 
 def install(capture: Capture) -> list[Any]:
@@ -46,16 +77,19 @@ def install(capture: Capture) -> list[Any]:
     def touch(name: str, parameter: Tensor) -> None:
         owner = me()
         if owner is not None and (owner.active or owner.records.current.uses):
-            owner.records.touched.add((torch._C._current_graph_task_id(), name))
+            backward = torch._C._current_graph_task_id()
+            owner.records.touched.add((backward, name, owner.active))
 
     handles: list[Any] = [
-        capture.model.register_forward_pre_hook(begin),
-        capture.model.register_forward_hook(end),
+        capture.model.register_forward_pre_hook(_Before(begin)),
+        capture.model.register_forward_hook(_After(end)),
     ]
     for prefix, module in capture.model.named_modules():
         rule = norm_rule(module)
         if rule is not None:
-            handles.append(module.register_forward_hook(functools.partial(see_rule, rule, prefix)))
+            handles.append(
+                module.register_forward_hook(_After(functools.partial(see_rule, rule, prefix)))
+            )
             capture.ruled.update(
                 f"{prefix}.{name}".lstrip(".") for name, _ in module.named_parameters(recurse=False)
             )
@@ -88,6 +122,10 @@ def watch_rule(
     targets = [capture.target(name, out.shape[0]) for name in names]
 
     def record(grad: Tensor) -> None:
+        if capture.probing:
+            return
+        if not torch.compiler.is_compiling():
+            refuse_second_derivative(prefix)
         squared = rule(module, args, grad.view(shape))
         for name, target in zip(own, targets, strict=True):
             if target is None:
@@ -95,8 +133,7 @@ def watch_rule(
             if not target.alone:
                 raise NotImplementedError(
                     f"GradNorms: layer {prefix!r} has a norm rule and runs more than once in a "
-                    "pass, "
-                    "for which there is no joint rule"
+                    "pass, for which there is no joint rule"
                 )
             if name not in squared:
                 raise KeyError(

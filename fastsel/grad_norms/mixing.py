@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,27 +36,41 @@ def refuse_mixed_loss(loss: Tensor, output: Any, batch_size: int) -> bool:
     if batch_size < 2 or not outputs:
         return False
     try:
-        grads = torch.autograd.grad(loss, outputs, create_graph=True, allow_unused=True)
-        probe = [
-            (grad[::2] * _weights(grad[::2])).sum()
-            for grad in grads
-            if grad is not None and grad.requires_grad
-        ]
-        if not probe:
+        first = torch.autograd.grad(loss, outputs, create_graph=True, allow_unused=True)
+        grads = [None if grad is None or not grad.requires_grad else grad for grad in first]
+        if all(grad is None for grad in grads):
             return True  # a loss that is linear in the outputs
-        total = torch.stack(probe).sum()
-        crossed = torch.autograd.grad(total, outputs, retain_graph=True, allow_unused=True)
+        places = torch.arange(batch_size, device=outputs[0].device)
+        # Two samples differ in some bit of their numbers, so some probe has one and not the other.
+        crossed = [
+            (places >> bit & 1 == 0, _product(outputs, grads, places >> bit & 1 == 1))
+            for bit in range((batch_size - 1).bit_length())
+        ]
     except RuntimeError:  # torch's error of a function without a second derivative: no other will
         return True
-    for out in crossed:
-        if out is not None and bool((out[1::2] != 0).any()):
-            raise ValueError(
-                "GradNorms: the loss mixes samples: its derivative by one sample's output "
-                "depends on "
-                "another's, so that no sample has a gradient of its own; GradNorms(..., "
-                "mixed_loss='allow') gives the norms of what passes through each sample"
-            )
+    for others, products in crossed:
+        for product in products:
+            # What is not finite says nothing: a loss may overflow.
+            if product is not None and bool((product[others].nan_to_num(0, 0, 0) != 0).any()):
+                _refuse()
     return True
+
+
+def _refuse() -> None:
+    raise ValueError(
+        "GradNorms: the loss mixes samples: its derivative by one sample's output depends on "
+        "another's, so that no sample has a gradient of its own; GradNorms(..., "
+        "mixed_loss='allow') gives the norms of what passes through each sample"
+    )
+
+
+def _product(
+    outputs: list[Tensor], grads: Sequence[Tensor | None], chosen: Tensor
+) -> tuple[Tensor | None, ...]:
+    """The Hessian times a vector that is zero outside the chosen samples."""
+    probe = [(grad[chosen] * _weights(grad[chosen])).sum() for grad in grads if grad is not None]
+    total = torch.stack(probe).sum()
+    return torch.autograd.grad(total, outputs, retain_graph=True, allow_unused=True)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

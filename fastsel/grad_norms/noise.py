@@ -68,5 +68,6 @@ def noise_scale(
 def _square_sum(tensors: Sequence[Tensor], like: Tensor) -> Tensor:
     total = torch.zeros((), dtype=torch.float64, device=like.device)
     for tensor in tensors:
+        tensor = tensor.coalesce().values() if tensor.is_sparse else tensor
         total = total + torch.linalg.vector_norm(tensor, dtype=torch.float32).double().square()
     return total

@@ -60,7 +60,8 @@ class GradNorms:
             leaves them out: the norms are then lower bounds, and `missing_parameters` names what
             they lack.
         batch_norm: Batch norm in train mode mixes the samples: ``refuse``, or ``fixed_statistics``,
-            which counts the batch's mean and variance as constants.
+            which counts the batch's mean and variance as constants for the layer's own parameters;
+            norms of layers before it are of what passes through each sample's activations.
         mixed_loss: A loss that is no sum over samples, such as a contrastive one, leaves no sample
             a gradient of its own. ``raise``: the first ``loss.backward()`` within the context
             looks at the loss's second derivative by the model's output, where it has one, and
@@ -129,8 +130,9 @@ class GradNorms:
     # ---- when norms are taken ----
 
     def __enter__(self) -> GradNorms:
+        self.attach()
         self.reset()
-        return self.attach()
+        return self
 
     def __exit__(self, *details: object) -> None:
         self.detach()
@@ -155,12 +157,15 @@ class GradNorms:
         """Forgets all norms. Entering the object as a context does it too."""
         self._capture.records.reset()
         self._capture.missing.clear()
+        self._capture.output = None
 
     # ---- what was found ----
 
     @property
     def norms(self) -> Tensor:
-        """The norm of each sample's gradient over all parameters ``[B]``, float32.
+        """The norm of each sample's gradient over all parameters ``[B]``.
+
+        Float32, or float64 where the model is.
 
         Raises:
             RuntimeError: No backward was seen, or a parameter got a gradient but no norm.
@@ -197,7 +202,9 @@ class GradNorms:
 
         McCandlish et al. 2018 (arXiv:1812.06162), section 2.2 and appendix A.1, with batches of 1
         and of all N samples. Call it after the backward and before gradients are clipped or
-        cleared; they must have been clear before. Parameters without a norm do not count.
+        cleared; they must have been clear before. Parameters without a norm do not count. Several
+        passes must be of the same size, as a mean of their means weighs samples unequally
+        otherwise.
 
         Args:
             group: The processes of data-parallel training that share the batch; one all-reduce.
@@ -217,6 +224,20 @@ class GradNorms:
         scale = float(divisor) * _number(self.loss_scale)
         return noise_scale(self.norms, grads, scale, group)
 
+    def check_complete(self, names: Iterable[str]) -> None:
+        """Raises where one of these parameters has no norm.
+
+        ``loss.backward()`` is looked after by itself; this is for `torch.autograd.grad`.
+
+        Args:
+            names: Parameters that have a gradient, by their names in the model.
+
+        Raises:
+            RuntimeError: One has no norm, or no backward was seen.
+        """
+        squared = {name: values for one, _ in self._squared() for name, values in one.items()}
+        self._capture.check_gradients(names, squared)
+
     # ---- the parts ----
 
     def _squared(self) -> list[tuple[dict[str, Tensor], int]]:
@@ -227,12 +248,12 @@ class GradNorms:
                 "GradNorms: no backward was seen: run the forward within the context, or between "
                 "attach() and detach(), and call backward on its loss before reading norms"
             )
-        found = []
-        for one in passes:
-            squared = one.by_parameter()
-            self._capture.check_complete(one, squared)
-            found.append((squared, len(next(iter(squared.values())))))
-        return found
+        found = [(one, one.by_parameter()) for one in passes]
+        self._capture.check_complete(found)
+        for _, squared in found:
+            for name in self._capture.missing & squared.keys():
+                del squared[name]  # a part of a norm bounds nothing
+        return [(squared, len(next(iter(squared.values())))) for _, squared in found]
 
     def _scale(self, batch_size: int) -> float:
         return (batch_size if self._reduction == "mean" else 1) / _number(self.loss_scale)

@@ -30,6 +30,7 @@ class Pass:
         self.norms: dict[str, Tensor] = {}
         self.backwards: set[int] = set()
         self._waiting: dict[str, list[Use]] = {}
+        self._arrived: dict[str, set[int]] = {}
         self._fired: set[tuple[str, int]] = set()
 
     @property
@@ -63,8 +64,14 @@ class Pass:
             return
         waiting = self._waiting.setdefault(parameter, [])
         waiting.append(compact(use))
+        self._arrived.setdefault(parameter, set()).add(torch._C._current_graph_task_id())
+        if len(self._arrived[parameter]) > 1:
+            raise RuntimeError(
+                f"GradNorms: the uses of parameter {parameter!r} in one pass got their gradients "
+                "in different backwards: run each forward's backward before the next forward"
+            )
         if len(waiting) == self.uses[parameter]:
-            self._finish(parameter)
+            self.norms[parameter] = joint_norm_sq(self._waiting.pop(parameter), parameter)
 
     def add_norm(self, parameter: str, number: int, squared: Tensor) -> None:  # [B]
         """Takes the squared norms of a parameter used once."""
@@ -76,11 +83,6 @@ class Pass:
             )
         self.norms[parameter] = squared
 
-    def finish(self) -> None:
-        """Joins the uses of parameters of which some got no gradient."""
-        for parameter in list(self._waiting):
-            self._finish(parameter)
-
     def by_parameter(self) -> dict[str, Tensor]:
         """The squared norms of whole parameters.
 
@@ -91,7 +93,10 @@ class Pass:
         """
         found: dict[str, Tensor] = {}
         parts: dict[str, list[range]] = {}
-        for key, squared in self.norms.items():
+        partly = {
+            parameter: joint_norm_sq(uses, parameter) for parameter, uses in self._waiting.items()
+        }
+        for key, squared in {**self.norms, **partly}.items():
             name, _, rows = key.partition("[")
             place = range(1 << 62)
             if rows:
@@ -109,8 +114,7 @@ class Pass:
                 raise ValueError(
                     f"GradNorms: the layer of {name!r} saw {len(squared)} samples, that of "
                     f"{first_name!r} {len(found[first_name])}: the first dimension must be the "
-                    "batch "
-                    "in every layer, and the same"
+                    "batch in every layer, and the same"
                 )
             found[name] = found[name] + squared if name in found else squared
         return found
@@ -128,9 +132,6 @@ class Pass:
         self._fired.add((parameter, number))
         self.backwards.add(torch._C._current_graph_task_id())
 
-    def _finish(self, parameter: str) -> None:
-        self.norms[parameter] = joint_norm_sq(self._waiting.pop(parameter), parameter)
-
 
 class Records:
     """The passes since the last reset, and the door through which compiled code reaches them.
@@ -138,14 +139,15 @@ class Records:
     Attributes:
         passes: Those that are over.
         current: The one that a forward adds to.
-        touched: Parameters that got a gradient, with the number of the backward.
+        touched: Parameters that got a gradient, with the number of the backward, and whether the
+            capture was on.
         handle: By which compiled code names this object.
     """
 
     def __init__(self) -> None:
         self.passes: list[Pass] = []
         self.current = Pass()
-        self.touched: set[tuple[int, str]] = set()
+        self.touched: set[tuple[int, str, bool]] = set()
         self.handle = id(self)
         _records[self.handle] = self
 
@@ -163,14 +165,11 @@ class Records:
     def close(self) -> None:
         """Ends the current pass."""
         if self.current.fired:
-            self.current.finish()
             self.passes.append(self.current)
         self.current = Pass()
 
     def finished(self) -> list[Pass]:
         """Every pass that a backward has reached, in order."""
-        if self.current.fired:
-            self.current.finish()
         return [*self.passes, *([self.current] if self.current.fired else [])]
 
     def _compiled_pass(self, parameter: str, number: int) -> Pass:

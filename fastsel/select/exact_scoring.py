@@ -65,8 +65,11 @@ class ExactScorer(Scorer):
         with torch.enable_grad(), evaluating, casting, _unreduced(self.model), self._norms:
             output = forward(self.model, inputs)
             losses = per_sample_losses(self.criterion, output, target)
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        torch.autograd.grad(losses.sum(), trained, allow_unused=True)
+        trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        grads = torch.autograd.grad(losses.sum(), list(trained.values()), allow_unused=True)
+        self._norms.check_complete(
+            name for name, grad in zip(trained, grads, strict=True) if grad is not None
+        )
         others = (frozenset(needs) - {"grad_norm"}) | {"loss"}
         with torch.no_grad():
             output = output.detach() if isinstance(output, Tensor) else output
