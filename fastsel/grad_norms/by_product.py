@@ -27,7 +27,8 @@ def _cheaper(positions: int, columns: int, channels: int) -> bool:
     """Whether one product with norms takes less time than torch's product and Gram beside it.
 
     Adding each sample's product to the sum takes as long as some 24 positions of it; the Gram form
-    takes T (d + p) / (2 d p) of the product, more for the diagonal. Both measured: bench_grad_norm.
+    takes T (d + p) / (2 d p) of the product, more for the diagonal. Estimates from a few
+    shapes on one machine, which decide speed and never the result.
     """
     if positions < 2 or columns * channels == 0:
         return False
