@@ -27,8 +27,9 @@ NORMS_PAGE = harness.ROOT / "docs" / "grad_norms.md"
 SWITCH = RESULTS / "switch.json"
 GRAD_NORMS = RESULTS / "grad_norms.json"
 STEP = "selective_step"
-# Whole steps, not kernels: they have tables of their own.
-STEPS = (STEP, "grad_norms")
+LAYER = "grad_norm"
+# Whole steps, and what has a page of its own.
+NOT_IN_README = (STEP, "grad_norms", LAYER)
 
 
 def duration(microseconds: float) -> str:
@@ -38,14 +39,14 @@ def duration(microseconds: float) -> str:
     return f"{microseconds / 1000:.3g} ms"
 
 
-def kernel_rows(run: dict[str, Any]) -> list[str]:
+def kernel_rows(run: dict[str, Any], wanted: Callable[[str], bool]) -> list[str]:
     """The table of one session of benches, a workload a line, its contenders side by side."""
     cases: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = defaultdict(dict)
     for row in run["rows"]:
         cases[row["op"], row["workload"], row["device"]][row["contender"]] = row
     lines = ["| work | fastsel | GB/s | peers: time (times fastsel's) |", "|---|---|---|---|"]
     for (op, workload, _), contenders in cases.items():
-        if op in STEPS:
+        if not wanted(op):
             continue
         ours = contenders.get("fastsel")
         if ours is None:  # the copy that others are read against
@@ -64,13 +65,23 @@ def kernel_rows(run: dict[str, Any]) -> list[str]:
 
 
 def kernels() -> str:
-    """Every session of benches."""
+    """Every session of benches, but for what stands elsewhere."""
+    return sessions(lambda op: op not in NOT_IN_README)
+
+
+def layers() -> str:
+    """Every session of the norms of single layers."""
+    return sessions(lambda op: op == LAYER)
+
+
+def sessions(wanted: Callable[[str], bool]) -> str:
+    """The tables of all sessions that have rows of wanted operators."""
     parts = []
     for path in sorted(RESULTS.glob("*.json")):
         for run in json.loads(path.read_text()).get("runs", []):
             machine = run["gpu"] or f"{run['cpu']}, {run['threads']} threads, {run['cpu_kernels']}"
             versions = f"torch {run['torch']}, NumPy {run['numpy']}, commit {run['commit'][:10]}"
-            rows = kernel_rows(run)
+            rows = kernel_rows(run, wanted)
             if len(rows) > 2:
                 parts += [f"{machine}; {versions} ({run['date']}); medians:", "", *rows, ""]
     return "\n".join(parts)
@@ -202,7 +213,7 @@ TABLES: dict[Path, dict[str, Callable[[], str]]] = {
         "strategies": strategies,
     },
     STEP_PAGE: {"switch": switch},
-    NORMS_PAGE: {"grad_norms": grad_norms},
+    NORMS_PAGE: {"grad_norms": grad_norms, "layers": layers},
 }
 
 

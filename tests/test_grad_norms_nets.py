@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -261,3 +263,72 @@ def test_the_model_can_be_copied_and_saved(tmp_path: Path) -> None:
     expected = true_norms(model, x)
     for name, values in norms.norms_by_parameter.items():
         torch.testing.assert_close(values.double(), expected[name], rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("positions", [1, 200])
+def test_hooks_on_activations_are_seen(positions: int) -> None:
+    class Clipped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(64, 64), nn.LayerNorm(64))
+            self.head = nn.Linear(64, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.body[0](x)
+            hidden.register_hook(lambda g: g * torch.linspace(0, 1, 64))
+            hidden = self.body[1](hidden)
+            hidden.register_hook(lambda g: 3 * g)
+            return self.head(hidden.tanh())  # type: ignore[no-any-return]
+
+    assert_exact(Clipped(), torch.randn(5, positions, 64))
+
+
+@pytest.mark.parametrize("positions", [1, 200])
+def test_a_part_within_the_whole(positions: int) -> None:
+    model = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 3))
+    x = torch.randn(5, positions, 64)
+    whole, part = GradNorms(model), GradNorms(model[2])
+    with whole, part:
+        mean_loss(model(x)).backward()
+    expected = true_norms(model, x)
+    for norms, prefix in ((whole, ""), (part, "2.")):
+        for name, values in norms.norms_by_parameter.items():
+            torch.testing.assert_close(values.double(), expected[prefix + name], rtol=1e-5, atol=0)
+
+
+def test_a_checkpoint_keeps_no_activations() -> None:
+    layers = nn.Linear(4, 4), nn.LayerNorm(4), nn.Tanh(), nn.Linear(4, 4)
+    inside: list[weakref.ref[Tensor]] = []
+
+    def part(hidden: Tensor) -> Tensor:
+        for layer in layers:
+            inside.append(weakref.ref(hidden))
+            hidden = layer(hidden)
+        return hidden
+
+    x = torch.randn(5, 4)
+    with GradNorms(nn.ModuleList(layers)):
+        out = checkpoint(part, x, use_reentrant=False)
+        gc.collect()
+        assert [one() is None for one in inside] == [False, True, True, True]
+        mean_loss(out).backward()
+
+
+def test_what_no_layer_of_torch_does() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.row, self.square = nn.Parameter(torch.randn(4)), nn.Parameter(torch.eye(4))
+
+    model, x = Odd(), torch.randn(5, 4)
+    with GradNorms(model):
+        with pytest.raises(NotImplementedError, match="'row' of Odd is used by linear"):
+            F.linear(x, model.row)
+        with pytest.raises(RuntimeError, match="support automatic diff"):
+            torch.matmul(x, model.square, out=torch.empty(5, 4))
+    kernel = nn.Parameter(torch.randn(4, 2, 3))
+    model.register_parameter("kernel", kernel)
+    norms = GradNorms(model)
+    with norms, pytest.raises(NotImplementedError, match="'kernel' is shared by convolutions of"):
+        thin, wide = torch.randn(5, 2, 8), torch.randn(5, 4, 8)
+        mean_loss(F.conv1d(thin, kernel) + F.conv1d(wide, kernel, groups=2)).backward()

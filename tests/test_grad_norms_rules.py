@@ -105,3 +105,20 @@ def test_noise_scale_over_parts() -> None:
     with sums:
         (len(x) * mean_loss(model(x))).backward()
     torch.testing.assert_close(sums.noise_scale(), expected, rtol=1e-4, atol=0)
+
+
+def test_noise_scale_over_unequal_parts() -> None:
+    model = nn.Linear(5, 1, bias=False)
+    x = torch.randn(400, 5) + 1
+    norms = GradNorms(model, loss_scale=0.5)
+    parts = x.split([100, 300])
+    with norms:
+        for part in parts:
+            (model(part).mean() / 2).backward()
+    found = norms.noise_scale()
+    # A mean of means, whose variance is that of a sample over 100 and over 300, a quarter of each.
+    mean_sq = torch.stack([part.double().mean(0) for part in parts]).mean(0).square().sum()
+    sample_sq = x.double().square().sum(1).mean()
+    variance = (1 / 100 + 1 / 300) / 4
+    torch.testing.assert_close(found.trace, (sample_sq - mean_sq) / (1 - variance))
+    torch.testing.assert_close(found.grad_norm_sq + variance * found.trace, mean_sq)

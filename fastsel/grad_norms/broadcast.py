@@ -8,11 +8,12 @@ tensor holds what each sample adds.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from fastsel.grad_norms.batch_free import EXPANDING, Source
 from fastsel.grad_norms.kinds import EMBEDDING, SHIFT, Use
 
 if TYPE_CHECKING:
@@ -30,22 +31,6 @@ ELEMENTWISE: frozenset[Callable[..., Any]] = frozenset(
     Tensor.__rsub__,
     Tensor.__rtruediv__,
 }
-EXPANDING: frozenset[Callable[..., Any]] = frozenset({Tensor.expand, Tensor.expand_as})
-
-
-class Source(NamedTuple):
-    """A tensor without a batch dimension whose gradient a parameter gets.
-
-    Attributes:
-        name: The parameter.
-        indices: The rows of an embedding ``[1, T...]`` or ``[T...]``; None for the parameter
-            itself.
-        padding_idx: As in `kinds.Use` of an embedding.
-    """
-
-    name: str
-    indices: Tensor | None = None
-    padding_idx: int = -1
 
 
 def meets_batch(capture: Capture, func: Callable[..., Any], args: Sequence[Any]) -> Sequence[Any]:
@@ -69,6 +54,8 @@ def meets_batch(capture: Capture, func: Callable[..., Any], args: Sequence[Any])
     own, source, other = args[at], sources[at], args[1 - at]
     if source is None or other.dim() < own.dim() or not _over_batch(own, other.shape):
         return args
+    if capture.constant(other):
+        return args  # no samples are met yet
     shape = torch.broadcast_shapes(own.shape, other.shape)
     both = [args[0], args[1]]
     both[at] = _spread(capture, own, source, shape)

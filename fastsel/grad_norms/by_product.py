@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastsel.grad_norms.checks import batch_first
 from fastsel.grad_norms.kinds import CONV, LINEAR, SHIFT, Use
+from fastsel.grad_norms.mixing import Mixing
 from fastsel.grad_norms.records import Target, refuse_second_derivative
 from fastsel.ops._conv_grad_norm import output_size
 
@@ -39,6 +40,7 @@ def _cheaper(positions: int, columns: int, channels: int) -> bool:
 def _eligible(capture: Capture, input: Tensor, weight: Tensor) -> bool:
     return (
         not capture.exact_grad
+        and capture.alone
         and input.device.type == "cpu"
         and input.dtype == torch.float32
         and weight.dtype == torch.float32
@@ -88,9 +90,11 @@ def linear(
     targets = capture.target(names[0], batch_size), capture.target(names[1], batch_size)
     layer = capture.layer(names[0] or "")
     out = _Linear.apply(  # type: ignore[no-untyped-call]
-        input, weight, bias, targets[0], targets[1], layer, rows
+        input, weight, bias, targets[0], targets[1], layer, capture.mixing, rows
     )
-    return out.unflatten(0, input.shape[:-1])  # type: ignore[no-any-return]
+    out = out.unflatten(0, input.shape[:-1])
+    capture.mixing.saw_layer(layer, out, input, rows)
+    return out  # type: ignore[no-any-return]
 
 
 def conv(
@@ -105,9 +109,11 @@ def conv(
     batch_size = input.shape[0]
     targets = capture.target(names[0], batch_size), capture.target(names[1], batch_size)
     layer = capture.layer(names[0] or "")
-    return _Conv.apply(  # type: ignore[no-any-return, no-untyped-call]
-        input, weight, bias, targets[0], targets[1], layer, geometry
+    out = _Conv.apply(  # type: ignore[no-untyped-call]
+        input, weight, bias, targets[0], targets[1], layer, capture.mixing, geometry
     )
+    capture.mixing.saw_layer(layer, out, input)
+    return out  # type: ignore[no-any-return]
 
 
 class _Linear(torch.autograd.Function):
@@ -120,11 +126,12 @@ class _Linear(torch.autograd.Function):
         weight_target: Target | None,
         bias_target: Target | None,
         layer: str,
+        mixing: Mixing,
         rows: tuple[int, int] | None,
     ) -> Tensor:
         ctx.save_for_backward(input, weight)
         ctx.targets = weight_target, bias_target
-        ctx.layer, ctx.rows = layer, rows
+        ctx.layer, ctx.mixing, ctx.rows = layer, mixing, rows
         # Of two dimensions, since autograd forbids changing a function's output in place where it
         # is a view, as F.linear's is with more.
         return F.linear(input.flatten(0, -2), weight, bias)
@@ -132,16 +139,18 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         input, weight = ctx.saved_tensors
-        _check_backward(ctx.layer)
         grad_input = None
         if ctx.needs_input_grad[0]:
             grad_input = torch.mm(grad, weight).unflatten(0, input.shape[:-1])
+        if ctx.mixing.running:
+            return grad_input, *[None] * 7
+        _check_backward(ctx.layer)
         a = batch_first(input, ctx.rows)
         g = batch_first(grad.unflatten(0, input.shape[:-1]), ctx.rows)
         product = torch.ops.fastsel.linear_weight_grad(a, g)
         _record(ctx.targets, product, Use(LINEAR, a, g), Use(SHIFT, None, g))
         grad_bias = product[1] if ctx.needs_input_grad[2] else None
-        return grad_input, product[0], grad_bias, None, None, None, None
+        return grad_input, product[0], grad_bias, *[None] * 5
 
 
 class _Conv(torch.autograd.Function):
@@ -154,18 +163,18 @@ class _Conv(torch.autograd.Function):
         weight_target: Target | None,
         bias_target: Target | None,
         layer: str,
+        mixing: Mixing,
         geometry: Geometry,
     ) -> Tensor:
         ctx.save_for_backward(input, weight)
         ctx.targets = weight_target, bias_target
-        ctx.layer, ctx.geometry = layer, geometry
+        ctx.layer, ctx.mixing, ctx.geometry = layer, mixing, geometry
         _, stride, padding, dilation, groups = geometry
         return _convolution(input, weight, bias, stride, padding, dilation, groups)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         input, weight = ctx.saved_tensors
-        _check_backward(ctx.layer)
         kernel, stride, padding, dilation, groups = ctx.geometry
         grad_input = None
         if ctx.needs_input_grad[0]:
@@ -173,6 +182,9 @@ class _Conv(torch.autograd.Function):
                 grad, input, weight, None, stride, padding, dilation, False, [0] * len(kernel),
                 groups, [True, False, False],
             )[0]  # fmt: skip
+        if ctx.mixing.running:
+            return grad_input, *[None] * 7
+        _check_backward(ctx.layer)
         product = torch.ops.fastsel.conv_weight_grad(
             input, grad, kernel, stride, padding, dilation, groups
         )
@@ -184,7 +196,7 @@ class _Conv(torch.autograd.Function):
             Use(SHIFT, None, grad.flatten(2).transpose(1, 2)),
         )
         grad_bias = product[1] if ctx.needs_input_grad[2] else None
-        return grad_input, product[0], grad_bias, None, None, None, None
+        return grad_input, product[0], grad_bias, *[None] * 5
 
 
 def _convolution(

@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
+from torch.overrides import TorchFunctionMode
 
-from fastsel.grad_norms import broadcast, handlers
-from fastsel.grad_norms.checks import history
+from fastsel.grad_norms import broadcast, handlers, stack
+from fastsel.grad_norms.activations import Keeper, on_gradient
+from fastsel.grad_norms.batch_free import EXPANDING, BatchFree, Source, flat
 from fastsel.grad_norms.compiled import Uses, record_all, watch_compiled
-from fastsel.grad_norms.mixing import refuse_mixed_loss
+from fastsel.grad_norms.mixing import Mixing, may_look_inside
 from fastsel.grad_norms.records import Pass, Records, Target, in_backward, refuse_second_derivative
 
 Call = Callable[..., Any]
@@ -29,7 +30,8 @@ class Capture(TorchFunctionMode):
 
     Attributes:
         records: Where the gradients go.
-        output: What the model returned, until its loss is known to be one of separate samples.
+        mixing: Looks whether samples mix, until it knows.
+        alone: Whether no other capture is on, whose mode would not see into a function of ours.
         shared: Parameters known to be used more than once in a forward.
         names: The model's parameters and their names, as they are in this forward.
         ruled: Parameters that a rule of one's own sees to.
@@ -52,9 +54,8 @@ class Capture(TorchFunctionMode):
         self.exact_grad = exact_grad
         self.allow_missing = allow_missing
         self.batch_statistics = batch_statistics
-        self.loss_is_known = allow_mixed_loss
-        self.output: Any = None
-        self.probing = False
+        self.mixing = Mixing(known=allow_mixed_loss)
+        self.alone = True
         self.records = Records()
         self.missing: set[str] = set()
         self.shared = set(shared)
@@ -62,8 +63,7 @@ class Capture(TorchFunctionMode):
         self._compiled_uses: dict[str, int] = {}
         self._compiled_batch: int | None = None
         self.names: dict[Tensor, str] = {}
-        self._sources: dict[Tensor, broadcast.Source] = {}
-        self._singles: dict[Tensor, str] = {}
+        self.batch_free = BatchFree()
         self._foreign: set[int] = set()
         self.ruled: set[str] = set()
         self.refresh()
@@ -82,6 +82,8 @@ class Capture(TorchFunctionMode):
                 self.shared.add(self.names[parameter])
             else:
                 self.names[parameter] = name
+        frozen = (parameter for parameter in self.names if not parameter.requires_grad)
+        self.batch_free.fixed = dict.fromkeys([*frozen, *self.model.buffers()])
         device = next((p.device for p in self.names), torch.device("cpu"))
         self.token = self.token.to(device)
 
@@ -94,9 +96,9 @@ class Capture(TorchFunctionMode):
     def start(self) -> None:
         """Looks at every call from now on."""
         self.active = True
+        stack.set_active([*stack.active, self])
         self.refresh()
-        self._sources = {}
-        self._singles = {}
+        self.batch_free.forget()
         self._compiled_uses = {}
         self._compiled_batch = None
         self.__enter__()  # type: ignore[no-untyped-call]
@@ -104,18 +106,26 @@ class Capture(TorchFunctionMode):
     def stop(self) -> None:
         """Looks at none."""
         self.active = False
-        _leave(self)
+        stack.set_active([one for one in stack.active if one is not self])
+        stack.leave(self)
 
     def begin_forward(self) -> None:
         """The whole model's forward starts."""
-        self._sources = {}
-        self._singles = {}
+        self.batch_free.forget()
         if torch.compiler.is_compiling():
             self._compiled_uses = {}
             self._compiled_batch = None
         elif not in_backward():
             self._used_in_forward = False
+            self.mixing.forget()
             self.records.begin()
+
+    def end_forward(self, output: Any) -> None:
+        """The whole model's forward is over."""
+        if torch.compiler.is_compiling():
+            self.batch_free.forget()  # so that no graph has to return them
+        elif torch.is_grad_enabled() and not in_backward():
+            self.mixing.saw_output(output)
 
     def __torch_function__(
         self, func: Call, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -123,27 +133,26 @@ class Capture(TorchFunctionMode):
         kwargs = kwargs or {}
         handler = handlers.HANDLERS.get(func)
         if handler is not None and self._grad_enabled(args):
-            return handler(self, func, *args, **kwargs)
-        return self.plain(func, args, kwargs)
+            out = handler(self, func, *args, **kwargs)
+        else:
+            out = self.plain(func, args, kwargs)
+        self.batch_free.note_constant(func, args, out)
+        return out
 
     def plain(self, func: Call, args: Sequence[Any], kwargs: dict[str, Any] | None = None) -> Any:
         """Calls a function that has no rule, and raises where a parameter goes into it."""
         kwargs = kwargs or {}
         if not torch.is_grad_enabled():
             return func(*args, **kwargs)
-        if func in broadcast.ELEMENTWISE or func in broadcast.EXPANDING:
+        if func in broadcast.ELEMENTWISE or func in EXPANDING:
             args = broadcast.meets_batch(self, func, args)
         out = func(*args, **kwargs)
         if func is Tensor.unsqueeze and (source := self.source(args[0])) is not None:
-            self._sources[out] = source
+            self.batch_free.sources[out] = source
         else:
-            for value in (*args, *kwargs.values()):
-                if isinstance(value, Tensor):
-                    self._check_use(func, value, out)
-                elif isinstance(value, (list, tuple)):
-                    for item in value:
-                        if isinstance(item, Tensor):
-                            self._check_use(func, item, out)
+            values = [v for v in flat((*args, *kwargs.values())) if isinstance(v, Tensor)]
+            for value in values:
+                self._check_use(func, value, out, values)
         return out
 
     def _grad_enabled(self, args: Sequence[Any]) -> bool:
@@ -159,6 +168,26 @@ class Capture(TorchFunctionMode):
                         "keeps no gradients: evaluate under torch.no_grad() instead"
                     )
         return False
+
+    # ---- what has no samples ----
+
+    def constant(self, value: Any) -> bool:
+        """Whether a tensor is a buffer, a frozen parameter, or made of nothing but these."""
+        return self.batch_free.constant(value)
+
+    def without_samples(self, input: Tensor, names: Sequence[str | None]) -> bool:
+        """Whether a layer gets a constant, and its parameters are allowed to have no norm."""
+        if not self.constant(input):
+            return False
+        known = [name.partition("[")[0] for name in names if name is not None]
+        if not self.allow_missing:
+            raise NotImplementedError(
+                f"GradNorms: layer {self.layer(known[0])!r} gets a buffer or frozen parameter, "
+                "which has no batch dimension and no norm rule: expand it to the batch, or take "
+                "GradNorms(..., missing='approximate') to leave the layer out of the norms"
+            )
+        self.missing.update(known)
+        return True
 
     # ---- which parameters count ----
 
@@ -180,38 +209,31 @@ class Capture(TorchFunctionMode):
             self._foreign = known_foreign
         return None
 
-    def source(self, value: Any) -> broadcast.Source | None:
+    def source(self, value: Any) -> Source | None:
         """What a tensor without a batch dimension stands for, if it is known."""
         if not isinstance(value, Tensor) or not value.requires_grad:
             return None
-        if value in self._sources:
-            return self._sources[value]
+        if value in self.batch_free.sources:
+            return self.batch_free.sources[value]
         name = self.name(value) if value in self.names else None
-        return None if name is None else broadcast.Source(name)
-
-    def add_source(self, value: Tensor, source: broadcast.Source) -> None:
-        """Notes a tensor without a batch dimension, to be watched where it meets the batch."""
-        self._sources[value] = source
-
-    def add_single(self, value: Tensor, name: str) -> None:
-        """Notes ``[B, D]`` of one index a sample, which ``[T, D]`` of positions looks like."""
-        self._singles[value] = name
+        return None if name is None else Source(name)
 
     def refuse_positions(self, value: Tensor) -> None:
         """Raises where such a tensor turns out to be of positions."""
-        if value in self._singles:
+        if value in self.batch_free.singles:
+            layer = self.layer(self.batch_free.singles[value])
             raise ValueError(
-                f"GradNorms: layer {self.layer(self._singles[value])!r} got as many positions as "
-                "there are samples, or before any layer that tells the batch: pass them as [1, T]"
+                f"GradNorms: layer {layer!r} got as many positions as there are samples, "
+                "or before any layer that tells the batch: pass them as [1, T]"
             )
 
-    def _check_use(self, func: Call, value: Tensor, out: Any) -> None:
-        """Raises where a parameter goes into something that has no rule."""
+    def _check_use(self, func: Call, value: Tensor, out: Any, values: Sequence[Tensor]) -> None:
+        """Raises where a parameter goes, among `values`, into something that has no rule."""
         outs = out if isinstance(out, (list, tuple)) else (out,)
         if not any(isinstance(one, Tensor) and one.requires_grad for one in outs) or out is value:
             return
-        if value in self._sources:
-            name = self._sources[value].name
+        if value in self.batch_free.sources:
+            name = self.batch_free.sources[value].name
             raise NotImplementedError(
                 f"GradNorms: layer {self.layer(name)!r} gives {list(value.shape)}, without a batch "
                 f"dimension, which goes into {getattr(func, '__name__', func)}: expand its input "
@@ -225,9 +247,10 @@ class Capture(TorchFunctionMode):
         if self.allow_missing:
             self.missing.add(name)
             return
+        met = " together with a constant of the model" if any(map(self.constant, values)) else ""
         raise NotImplementedError(
             f"GradNorms: parameter {name!r} of {self._owner(name)} is used by "
-            f"{getattr(func, '__name__', func)}, for which there is no norm rule: "
+            f"{getattr(func, '__name__', func)}{met}, for which there is no norm rule: "
             "register_norm_rule for its module, or GradNorms(..., missing='approximate') to leave "
             "it out of the norms"
         )
@@ -262,16 +285,19 @@ class Capture(TorchFunctionMode):
         )
 
     def check_loss(self, loss: Tensor) -> None:
-        """Raises where the loss of the latest forward mixes samples; looks until it knows."""
-        output, self.output = self.output, None
-        size = self.records.current.batch_size
-        if self.loss_is_known or size is None or output is None:
-            return
-        self.probing = True
-        try:
-            self.loss_is_known = refuse_mixed_loss(loss, output, size)
-        finally:
-            self.probing = False
+        """Raises where the latest forward or its loss mixes samples; looks until it knows."""
+        if not self.mixing.known:
+            looking = [one.mixing for one in stack.active]
+            for one in looking:
+                one.running = True
+            try:
+                with self:  # checkpointed layers run again, and must do what they did
+                    size = self.records.current.batch_size
+                    inside = not self.batch_statistics and may_look_inside(self.model)
+                    self.mixing.check(loss, size, inside=inside)
+            finally:
+                for one in looking:
+                    one.running = False
         self._used_in_forward = False
 
     # ---- recording ----
@@ -344,6 +370,7 @@ class Capture(TorchFunctionMode):
         names: Sequence[str | None],
         uses: Uses,
         batch_size: int,
+        rows: tuple[int, int] | None = None,
     ) -> Tensor:
         """`out`, whose gradient is recorded for each of `names`, None among them ignored.
 
@@ -353,45 +380,30 @@ class Capture(TorchFunctionMode):
             names: The parameters.
             uses: From `saved` and the gradient of `out`, the use of each parameter.
             batch_size: Samples in `out`.
+            rows: As in `batch_first`.
         """
         if not out.requires_grad or not any(name is not None for name in names):
             return out
         targets = [self.target(name, batch_size) for name in names]
-        kept = None if saved is None else saved.detach()
         if torch.compiler.is_compiling():
+            kept = None if saved is None else saved.detach()
             return watch_compiled(out, kept, targets, uses)
         layer = self.layer(next(name for name in names if name is not None))
-        version = 0 if saved is None else saved._version
+        keeper = None if saved is None else Keeper(saved, layer)
+        if all(target is None for target in targets):
+            return out  # computed once more; what was kept is counted by a checkpoint
+        self.mixing.saw_layer(layer, out, saved, rows)
+        shape = out.shape
 
         def record(grad: Tensor) -> None:
-            nonlocal kept
-            if self.probing:
+            if self.mixing.running:
                 return
             refuse_second_derivative(layer)
             for target in targets:
                 if target is not None:
                     target.refuse_second()
-            if kept is not None and kept._version != version:
-                raise RuntimeError(
-                    f"GradNorms: the input of layer {layer!r} was changed in place after it ran: "
-                    "its norms need it as it was"
-                )
-            grad = grad.view(shape)
-            record_all(targets, uses(kept, grad))
-            kept = None
+            kept = None if keeper is None else keeper.release()
+            record_all(targets, uses(kept, grad.view(shape)))
 
-        shape = out.shape
-        history(out).register_hook(record)
+        on_gradient(out, record)
         return out
-
-
-def _leave(capture: Capture) -> None:
-    """Takes a capture off the stack of modes, where others may have been entered since."""
-    above = []
-    while torch._C._len_torch_function_stack() > 0:
-        mode = _pop_mode()
-        if mode is capture:
-            break
-        above.append(mode)
-    for mode in reversed(above):
-        _push_mode(mode)

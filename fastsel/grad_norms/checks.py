@@ -31,16 +31,3 @@ def batch_first(tensor: Tensor, rows: tuple[int, int] | None) -> Tensor:
     if rows is None:
         return tensor
     return tensor.reshape(*rows, tensor.shape[-1]).transpose(0, 1)
-
-
-def history(out: Tensor) -> Tensor:
-    """The tensor whose hooks see the gradient of `out`, whatever is done to it in place later.
-
-    A view that is changed in place leaves its own history behind, its base does not. The base may
-    have another shape, never another number of elements.
-    """
-    base = out._base if out._is_view() else None
-    if base is None or base.numel() != out.numel() or base.is_leaf:
-        return out
-    # Elements in another order would give the gradient in another order.
-    return base if base.is_contiguous() and out.is_contiguous() else out

@@ -32,7 +32,7 @@ def conv(
 ) -> Any:
     """`F.conv1d`, `conv2d`, `conv3d`: input ``[B, C, spatial...]``."""
     names = capture.name(weight), capture.name(bias)
-    if names == (None, None):
+    if names == (None, None) or capture.without_samples(input, names):
         return func(input, weight, bias, stride, padding, dilation, groups)
     dims = weight.dim() - 2
     check_input(capture, names[0] or names[1] or "", input, dims + 2)
@@ -73,7 +73,7 @@ def conv_transpose(
     """`F.conv_transpose1d` and so on: input ``[B, C, spatial...]``."""
     out = func(input, weight, bias, stride, padding, output_padding, groups, dilation)
     names = capture.name(weight), capture.name(bias)
-    if names == (None, None):
+    if names == (None, None) or capture.without_samples(input, names):
         return out
     dims = weight.dim() - 2
     check_input(capture, names[0] or names[1] or "", input, dims + 2)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastsel.grad_norms import attention, by_product, convolution, recurrent
-from fastsel.grad_norms.broadcast import Source
+from fastsel.grad_norms.batch_free import Source
 from fastsel.grad_norms.checks import batch_first, check_input
 from fastsel.grad_norms.kinds import EMBEDDING, LINEAR, MATMUL, SCALE, SHIFT, Use
 
@@ -41,6 +41,10 @@ def named_linear(
     """A linear layer whose parameters have these names; `rows` as in `batch_first`."""
     if names == (None, None):
         return F.linear(input, weight, bias)
+    if weight.dim() != 2:
+        return capture.plain(F.linear, (input, weight, bias))  # type: ignore[no-any-return]
+    if capture.without_samples(input, names):
+        return F.linear(input, weight, bias)
     check_input(capture, names[0] or names[1] or "", input, 2)
     if by_product.wanted_linear(capture, names[0], input, weight, rows):
         return by_product.linear(capture, input, weight, bias, names, rows)
@@ -62,7 +66,7 @@ def named_linear(
         unflattened: Tensor = flat.unflatten(0, shape)
         return unflattened
     out = F.linear(input, weight, bias)
-    return capture.watch(out, saved, names, uses, batch_size)
+    return capture.watch(out, saved, names, uses, batch_size, rows)
 
 
 def embedding(
@@ -90,8 +94,9 @@ def embedding(
     padding = -1 if padding_idx is None else padding_idx % weight.shape[0]
     batch_size = capture.batch_size()
     other_size = batch_size is not None and input.shape[0] != batch_size
-    if other_size and (input.dim() == 1 or input.shape[0] == 1):  # positions, for every sample
-        capture.add_source(out, Source(name, input, padding))
+    if capture.constant(input) or (other_size and (input.dim() == 1 or input.shape[0] == 1)):
+        # Positions, for every sample.
+        capture.batch_free.sources[out] = Source(name, input, padding)
         return out
 
     def uses(indices: Tensor | None, g: Tensor) -> Sequence[Use | None]:
@@ -99,15 +104,15 @@ def embedding(
 
     watched = capture.watch(out, input, (name,), uses, input.shape[0])
     if input.dim() == 1:
-        capture.add_single(watched, name)
+        capture.batch_free.singles[watched] = name
     return watched
 
 
-def matmul(capture: Capture, func: Call, input: Tensor, other: Tensor) -> Any:
+def matmul(capture: Capture, func: Call, input: Tensor, other: Tensor, **kwargs: Any) -> Any:
     """`torch.matmul` of activations ``[B, T..., d]`` and a parameter ``[d, p]``."""
     name = capture.name(other) if isinstance(other, Tensor) and other.dim() == 2 else None
-    if name is None or capture.name(input) is not None:
-        return capture.plain(func, (input, other))
+    if name is None or kwargs or capture.name(input) is not None or capture.constant(input):
+        return capture.plain(func, (input, other), kwargs)
     check_input(capture, name, input, 2)
     out = func(input, other)
 
@@ -243,7 +248,7 @@ def watch_affine(
 ) -> Tensor:
     """What a normalisation returns, watched for the scale and shift of dimensions or channels."""
     names = capture.name(weight), capture.name(bias)
-    if names == (None, None):
+    if names == (None, None) or capture.without_samples(input, names):
         return out
     check_input(capture, names[0] or names[1] or "", input, 2)
     has_weight = names[0] is not None

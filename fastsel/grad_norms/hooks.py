@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fastsel.grad_norms.checks import history
-from fastsel.grad_norms.records import in_backward, refuse_second_derivative
+from fastsel.grad_norms.activations import on_gradient
+from fastsel.grad_norms.records import refuse_second_derivative
 from fastsel.grad_norms.rules import NormRule, norm_rule
 
 if TYPE_CHECKING:
@@ -62,10 +62,8 @@ def install(capture: Capture) -> list[Any]:
 
     def end(module: nn.Module, args: Any, output: Any) -> None:
         owner = me()
-        if owner is None or torch.compiler.is_compiling() or owner.loss_is_known:
-            return
-        if owner.active and torch.is_grad_enabled() and not in_backward():
-            owner.output = output
+        if owner is not None and owner.active:
+            owner.end_forward(output)
 
     def see_rule(
         rule: NormRule, prefix: str, module: nn.Module, args: tuple[Any, ...], out: Any
@@ -122,7 +120,7 @@ def watch_rule(
     targets = [capture.target(name, out.shape[0]) for name in names]
 
     def record(grad: Tensor) -> None:
-        if capture.probing:
+        if capture.mixing.running:
             return
         if not torch.compiler.is_compiling():
             refuse_second_derivative(prefix)
@@ -144,4 +142,4 @@ def watch_rule(
     if torch.compiler.is_compiling():
         out.register_hook(record)
     else:
-        history(out).register_hook(record)
+        on_gradient(out, record)

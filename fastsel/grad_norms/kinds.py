@@ -104,7 +104,7 @@ def joint_norm_sq(uses: Sequence[Use], parameter: str) -> Tensor:  # [B]
         cross = _linear_embedding_cross(linear, embedding)
         return (norm_sq(linear) + norm_sq(embedding) + 2 * cross).clamp(min=0)
     if kinds == {CONV}:
-        return _unfolded_norm_sq(uses)
+        return _unfolded_norm_sq(uses, parameter)
     if kinds <= {SCALE, SHIFT}:
         sums = [compact(use).grads for use in uses]
         return torch.stack(sums).sum(0).square().sum(-1)
@@ -165,7 +165,7 @@ def _linear_embedding_cross(linear: Use, embedding: Use) -> Tensor:  # [B]
     return torch.stack(cross) if cross else norm_sq(embedding)
 
 
-def _unfolded_norm_sq(uses: Sequence[Use]) -> Tensor:  # [B]
+def _unfolded_norm_sq(uses: Sequence[Use], parameter: str) -> Tensor:  # [B]
     """Convolutions that share a weight, as linear layers over unfolded images."""
     rows = []
     for use in uses:
@@ -179,6 +179,11 @@ def _unfolded_norm_sq(uses: Sequence[Use]) -> Tensor:  # [B]
         a = unfolded.reshape(batch * groups, columns // groups, positions).transpose(1, 2)
         g = other.reshape(batch * groups, other.shape[1] // groups, positions).transpose(1, 2)
         rows.append((a, g, batch, groups))
+    if len({row[3] for row in rows}) > 1:
+        raise NotImplementedError(
+            f"GradNorms: parameter {parameter!r} is shared by convolutions of different groups, "
+            "for which there is no joint rule"
+        )
     a = torch.cat([row[0] for row in rows], 1)
     g = torch.cat([row[1] for row in rows], 1)
     norms = torch.ops.fastsel.linear_grad_norm_sq(a, g)

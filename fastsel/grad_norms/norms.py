@@ -63,9 +63,11 @@ class GradNorms:
             which counts the batch's mean and variance as constants for the layer's own parameters;
             norms of layers before it are of what passes through each sample's activations.
         mixed_loss: A loss that is no sum over samples, such as a contrastive one, leaves no sample
-            a gradient of its own. ``raise``: the first ``loss.backward()`` within the context
-            looks at the loss's second derivative by the model's output, where it has one, and
-            raises. ``allow``: norms are of what passes through each sample's activations.
+            a gradient of its own, nor does a model that mixes them. ``raise``: the first
+            ``loss.backward()`` within the context looks at the loss's second derivative by the
+            model's output, where it has one, and at one backward through an unsharded model, in
+            which hooks on activations run once more; and raises. ``allow``: norms are of what
+            passes through each sample's activations.
         loss_scale: What the loss was multiplied by before the backward: a number such as
             ``1 / accumulation_steps``, or a `torch.amp.GradScaler`, asked when norms are read.
         shared: Names of parameters used several times in one forward; needed under torch.compile
@@ -157,7 +159,7 @@ class GradNorms:
         """Forgets all norms. Entering the object as a context does it too."""
         self._capture.records.reset()
         self._capture.missing.clear()
-        self._capture.output = None
+        self._capture.mixing.forget()
 
     # ---- what was found ----
 
@@ -202,9 +204,9 @@ class GradNorms:
 
         McCandlish et al. 2018 (arXiv:1812.06162), section 2.2 and appendix A.1, with batches of 1
         and of all N samples. Call it after the backward and before gradients are clipped or
-        cleared; they must have been clear before. Parameters without a norm do not count. Several
-        passes must be of the same size, as a mean of their means weighs samples unequally
-        otherwise.
+        cleared; they must have been clear before. Parameters without a norm do not count. Passes of
+        several sizes weigh their samples as their loss does: with ``reduction="mean"`` by one over
+        the size.
 
         Args:
             group: The processes of data-parallel training that share the batch; one all-reduce.
@@ -220,9 +222,11 @@ class GradNorms:
         passes = self._squared()
         names = {name for squared, _ in passes for name in squared}
         grads = [p.grad for n, p in self._capture.parameters() if n in names and p.grad is not None]
-        divisor = len(passes) if self._reduction == "mean" else len(self.norms)
+        sizes = [size for _, size in passes]
+        means = sizes if self._reduction == "mean" else [sum(sizes)]
+        divisor = len(sizes) if self._reduction == "mean" else sum(sizes)
         scale = float(divisor) * _number(self.loss_scale)
-        return noise_scale(self.norms, grads, scale, group)
+        return noise_scale(self.norms, grads, scale, means, group)
 
     def check_complete(self, names: Iterable[str]) -> None:
         """Raises where one of these parameters has no norm.
