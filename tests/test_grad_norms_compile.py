@@ -8,6 +8,7 @@ from grad_norm_samples import MODELS, Case, TiedTransformer, mean_loss, true_nor
 from torch import Tensor, nn
 
 from fastsel.grad_norms import GradNorms
+from fastsel.grad_norms.compiled import _TRACES_HOOKS
 
 NAMES = (
     "mlp",
@@ -135,3 +136,29 @@ def test_tied_weights_are_known_from_the_start() -> None:
     with norms:
         mean_loss(torch.compile(model, fullgraph=True)(x)).backward()
     check(norms, model, x)
+
+
+@pytest.mark.skipif(not _TRACES_HOOKS, reason="torch before 2.13 takes one compiled graph a model")
+@pytest.mark.parametrize("positions", [3, 5])  # of the latter there are as many as samples
+@pytest.mark.parametrize("kind", ["layers", "layers, fullgraph", "encoder"])
+def test_a_compiled_part_of_an_eager_model(kind: str, positions: int) -> None:
+    class Regions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(6, 8)
+            self.block: nn.Module = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8), nn.Tanh())
+            if kind == "encoder":  # which torch traces beside no mode with fullgraph=True
+                self.block = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.block(self.first(x))  # type: ignore[no-any-return]
+
+    model, x = Regions(), torch.randn(5, positions, 6)
+    expected = true_norms(model, x)
+    model.block.compile(fullgraph="fullgraph" in kind, backend="aot_eager")
+    norms = GradNorms(model)
+    for _ in range(2):
+        with norms:
+            mean_loss(model(x)).backward()
+        for name, values in norms.norms_by_parameter.items():
+            torch.testing.assert_close(values.double(), expected[name], rtol=1e-4, atol=1e-6)

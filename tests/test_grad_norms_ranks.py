@@ -35,9 +35,11 @@ def batch(step: int) -> Tensor:
     return torch.randn(RANKS * B, 100, 12, generator=torch.Generator().manual_seed(step))
 
 
-def steps(model: nn.Module, rank: int | None, group: Any = None) -> list[tuple[Tensor, ...]]:
+def steps(
+    model: nn.Module, rank: int | None, group: Any = None, seen: nn.Module | None = None
+) -> list[tuple[Tensor, ...]]:
     """Norms, noise scale and a weight after each step, on one rank's samples or on all."""
-    norms = GradNorms(model)
+    norms = GradNorms(model if seen is None else seen)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     results: list[tuple[Tensor, ...]] = []
     for i in range(STEPS):
@@ -60,20 +62,22 @@ def work(rank: int, how: str, folder: str) -> None:
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=RANKS
     )
-    model: nn.Module = make_model()
-    if how == "ddp":
-        model = DistributedDataParallel(model)
+    inner = make_model()
+    model: nn.Module = inner
+    if how != "fully_shard":
+        model = DistributedDataParallel(model, static_graph=how == "static graph")
     else:
         mesh = init_device_mesh("cpu", (RANKS,))
         for layer in model.children():
             if isinstance(layer, nn.Linear):
                 fully_shard(layer, mesh=mesh)
         fully_shard(model, mesh=mesh)
-    torch.save(steps(model, rank, dist.group.WORLD), f"{folder}/{rank}.pt")
+    seen = inner if how == "static graph" else model
+    torch.save(steps(model, rank, dist.group.WORLD, seen), f"{folder}/{rank}.pt")
     leave_job()
 
 
-@pytest.mark.parametrize("how", ["ddp", "fully_shard"])
+@pytest.mark.parametrize("how", ["ddp", "static graph", "fully_shard"])
 def test_ranks_agree_with_one_process(how: str, tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     ranks = [context.Process(target=work, args=(rank, how, str(tmp_path))) for rank in range(RANKS)]

@@ -23,8 +23,7 @@ class Keeper:
     def __init__(self, value: Tensor, layer: str) -> None:
         self._layer = layer
         anchor = torch.zeros(0, requires_grad=True)
-        kept = _Keep.apply(anchor, value.detach())  # type: ignore[no-untyped-call]
-        self._node: Any = kept.grad_fn
+        self._kept: Any = _Keep.apply(anchor, value.detach())  # type: ignore[no-untyped-call]
 
     def release(self) -> Tensor:
         """The activation, which is kept no longer.
@@ -32,9 +31,9 @@ class Keeper:
         Raises:
             RuntimeError: It was changed in place.
         """
-        node, self._node = self._node, None
+        kept, self._kept = self._kept, None
         try:
-            return node.saved_tensors[0]  # type: ignore[no-any-return]
+            return kept.grad_fn.saved_tensors[0]  # type: ignore[no-any-return]
         except RuntimeError as error:
             if "modified by an inplace operation" not in str(error):
                 raise
@@ -58,11 +57,9 @@ class _Keep(torch.autograd.Function):
 def on_gradient(out: Tensor, function: Callable[[Tensor], None]) -> None:
     """Calls `function` in the backward with the gradient of `out` as the layer gets it.
 
-    That is after every hook on the tensor, which may change it. The gradient may have another shape
-    than `out`, never other elements or another order.
+    That is after every hook on the tensor, which may change it.
     """
-    base = history(out)
-    node, number = base.grad_fn, base.output_nr
+    node, number = out.grad_fn, out.output_nr
     assert node is not None
 
     def hook(grads: tuple[Tensor | None, ...]) -> None:

@@ -81,6 +81,8 @@ def multi_head_attention(
         raise ValueError(f"GradNorms: layer {layer!r} needs attn_mask where is_causal=True")
 
     target_length, batch, width = query.shape
+    if batch in (target_length, key.shape[0]):
+        capture.mixing.saw_square(layer)
     if use_separate_proj_weight:
         assert q_proj_weight is not None and k_proj_weight is not None and v_proj_weight is not None
         projected = _separate(

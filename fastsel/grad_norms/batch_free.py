@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 EXPANDING: frozenset[Callable[..., Any]] = frozenset({Tensor.expand, Tensor.expand_as})
 # Functions that may give a constant its batch dimension.
@@ -15,6 +14,15 @@ _OVER_BATCH = EXPANDING | {
     Tensor.repeat, torch.broadcast_to, Tensor.broadcast_to, torch.tile, Tensor.tile,
     torch.repeat_interleave, Tensor.repeat_interleave,
 }  # fmt: skip
+_IN_PLACE = {Tensor.__setitem__} | {
+    getattr(Tensor, name)
+    for name in dir(Tensor)
+    if name.endswith("_") and not name.endswith("__") and not name.startswith("_")
+}
+# Functions that take a shape or a dtype of a tensor, and nothing else.
+_ALIKE = {getattr(torch, name) for name in dir(torch) if name.endswith("_like")} | {
+    getattr(Tensor, name) for name in dir(Tensor) if name.startswith("new_")
+}
 
 
 class Source(NamedTuple):
@@ -46,33 +54,42 @@ class BatchFree:
         self.fixed: dict[Tensor, None] = {}
         self.sources: dict[Tensor, Source] = {}
         self.singles: dict[Tensor, str] = {}
-        self._constants: MutableMapping[Tensor, None] = {}
+        self._constants: dict[Tensor, None] = {}
 
     def forget(self) -> None:
         """Forgets what is of one forward."""
         self.sources = {}
         self.singles = {}
-        self._constants = {} if torch.compiler.is_compiling() else WeakTensorKeyDictionary()
+        self._constants = {}
 
     def constant(self, value: Any) -> bool:
         """Whether a tensor is fixed, or made of nothing but what is."""
-        return isinstance(value, Tensor) and (value in self.fixed or value in self._constants)
+        if not isinstance(value, Tensor):
+            return False
+        return value in self.fixed or (value in self._constants and not value.requires_grad)
 
     def note_constant(self, func: Callable[..., Any], args: Sequence[Any], out: Any) -> None:
         """Notes what a function returned, if it was made of constants only."""
-        outs = out if isinstance(out, (list, tuple)) else (out,)
-        if any(not isinstance(one, Tensor) or one.requires_grad for one in outs):
-            return
         tensors = [value for value in flat(args) if isinstance(value, Tensor)]
-        if tensors and func not in _OVER_BATCH and all(map(self.constant, tensors)):
-            for one in outs:
+        fixed = len(tensors) > 0 and all([self.constant(value) for value in tensors])
+        if func in _IN_PLACE:
+            if tensors and not fixed and tensors[0] in self._constants:
+                del self._constants[tensors[0]]  # written into
+            return
+        if not fixed or func in _OVER_BATCH or func in _ALIKE:
+            return
+        outs = out if isinstance(out, (list, tuple)) else (out,)
+        for one in outs:
+            if isinstance(one, Tensor) and not one.requires_grad:
                 self._constants[one] = None
 
 
-def flat(args: Sequence[Any]) -> Iterator[Any]:
+def flat(args: Sequence[Any]) -> list[Any]:
     """Arguments, with what is in lists and tuples among them."""
+    found: list[Any] = []
     for value in args:
         if isinstance(value, (list, tuple)):
-            yield from value
+            found.extend(value)
         else:
-            yield value
+            found.append(value)
+    return found

@@ -96,4 +96,4 @@ def _spread(capture: Capture, own: Tensor, source: Source, shape: Sequence[int])
             width *= shape[i]
         return (Use(SHIFT, None, g.permute(0, *summed, *kept).reshape(batch, -1, width)),)
 
-    return capture.watch(spread, None, (source.name,), uses, batch)
+    return capture.watch(spread, None, (source.name,), uses, batch, own_node=True)

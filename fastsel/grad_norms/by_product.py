@@ -139,12 +139,13 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         input, weight = ctx.saved_tensors
+        if not ctx.mixing.running:
+            _check_backward(ctx.layer)
         grad_input = None
         if ctx.needs_input_grad[0]:
             grad_input = torch.mm(grad, weight).unflatten(0, input.shape[:-1])
         if ctx.mixing.running:
             return grad_input, *[None] * 7
-        _check_backward(ctx.layer)
         a = batch_first(input, ctx.rows)
         g = batch_first(grad.unflatten(0, input.shape[:-1]), ctx.rows)
         product = torch.ops.fastsel.linear_weight_grad(a, g)
@@ -176,6 +177,8 @@ class _Conv(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         input, weight = ctx.saved_tensors
         kernel, stride, padding, dilation, groups = ctx.geometry
+        if not ctx.mixing.running:
+            _check_backward(ctx.layer)
         grad_input = None
         if ctx.needs_input_grad[0]:
             grad_input = torch.ops.aten.convolution_backward(
@@ -184,7 +187,6 @@ class _Conv(torch.autograd.Function):
             )[0]  # fmt: skip
         if ctx.mixing.running:
             return grad_input, *[None] * 7
-        _check_backward(ctx.layer)
         product = torch.ops.fastsel.conv_weight_grad(
             input, grad, kernel, stride, padding, dilation, groups
         )

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fastsel.grad_norms import broadcast, handlers, stack
-from fastsel.grad_norms.activations import Keeper, on_gradient
+from fastsel.grad_norms.activations import Keeper, history, on_gradient
 from fastsel.grad_norms.batch_free import EXPANDING, BatchFree, Source, flat
 from fastsel.grad_norms.compiled import Uses, record_all, watch_compiled
 from fastsel.grad_norms.mixing import Mixing, may_look_inside
@@ -108,6 +108,12 @@ class Capture(TorchFunctionMode):
         self.active = False
         stack.set_active([one for one in stack.active if one is not self])
         stack.leave(self)
+        self.forget()
+
+    def forget(self) -> None:
+        """Forgets what forwards left that no backward has come for."""
+        self.batch_free.forget()
+        self.mixing.forget()
 
     def begin_forward(self) -> None:
         """The whole model's forward starts."""
@@ -117,14 +123,13 @@ class Capture(TorchFunctionMode):
             self._compiled_batch = None
         elif not in_backward():
             self._used_in_forward = False
-            self.mixing.forget()
-            self.records.begin()
+            if self.records.begin():
+                self.mixing.forget()
 
     def end_forward(self, output: Any) -> None:
         """The whole model's forward is over."""
-        if torch.compiler.is_compiling():
-            self.batch_free.forget()  # so that no graph has to return them
-        elif torch.is_grad_enabled() and not in_backward():
+        self.batch_free.forget()  # nor has a compiled graph to return them
+        if not torch.compiler.is_compiling() and torch.is_grad_enabled() and not in_backward():
             self.mixing.saw_output(output)
 
     def __torch_function__(
@@ -136,7 +141,7 @@ class Capture(TorchFunctionMode):
             out = handler(self, func, *args, **kwargs)
         else:
             out = self.plain(func, args, kwargs)
-        self.batch_free.note_constant(func, args, out)
+        self.batch_free.note_constant(func, (*args, *kwargs.values()), out)
         return out
 
     def plain(self, func: Call, args: Sequence[Any], kwargs: dict[str, Any] | None = None) -> Any:
@@ -247,7 +252,11 @@ class Capture(TorchFunctionMode):
         if self.allow_missing:
             self.missing.add(name)
             return
-        met = " together with a constant of the model" if any(map(self.constant, values)) else ""
+        met = (
+            " together with a constant of the model"
+            if any([self.constant(one) for one in values])
+            else ""
+        )
         raise NotImplementedError(
             f"GradNorms: parameter {name!r} of {self._owner(name)} is used by "
             f"{getattr(func, '__name__', func)}{met}, for which there is no norm rule: "
@@ -284,21 +293,26 @@ class Capture(TorchFunctionMode):
             "no norm rule sees it (register_norm_rule for its module)"
         )
 
-    def check_loss(self, loss: Tensor) -> None:
-        """Raises where the latest forward or its loss mixes samples; looks until it knows."""
-        if not self.mixing.known:
-            looking = [one.mixing for one in stack.active]
-            for one in looking:
-                one.running = True
+    def check_loss(self, loss: Tensor, gradient: Tensor | None = None) -> None:
+        """Raises where the latest forwards or their loss mix samples; looks until it knows."""
+        looking = [one for one in stack.active if not one.mixing.known]
+        if looking:
+            for one in stack.active:
+                one.pause(True)
             try:
                 with self:  # checkpointed layers run again, and must do what they did
-                    size = self.records.current.batch_size
-                    inside = not self.batch_statistics and may_look_inside(self.model)
-                    self.mixing.check(loss, size, inside=inside)
+                    for one in looking:
+                        size = one.records.current.batch_size
+                        inside = not one.batch_statistics and may_look_inside(one.model)
+                        one.mixing.check(loss, gradient, size, inside=inside)
             finally:
-                for one in looking:
-                    one.running = False
+                for one in stack.active:
+                    one.pause(False)
         self._used_in_forward = False
+
+    def pause(self, paused: bool) -> None:
+        """Records nothing of a backward that only looks."""
+        self.mixing.running = self.records.paused = paused
 
     # ---- recording ----
 
@@ -371,6 +385,8 @@ class Capture(TorchFunctionMode):
         uses: Uses,
         batch_size: int,
         rows: tuple[int, int] | None = None,
+        *,
+        own_node: bool = False,
     ) -> Tensor:
         """`out`, whose gradient is recorded for each of `names`, None among them ignored.
 
@@ -381,6 +397,7 @@ class Capture(TorchFunctionMode):
             uses: From `saved` and the gradient of `out`, the use of each parameter.
             batch_size: Samples in `out`.
             rows: As in `batch_first`.
+            own_node: `out` is a view of what others use too, so that its base tells nothing.
         """
         if not out.requires_grad or not any(name is not None for name in names):
             return out
@@ -405,5 +422,5 @@ class Capture(TorchFunctionMode):
             kept = None if keeper is None else keeper.release()
             record_all(targets, uses(kept, grad.view(shape)))
 
-        on_gradient(out, record)
+        on_gradient(out if own_node else history(out), record)
         return out

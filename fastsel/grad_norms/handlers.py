@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastsel.grad_norms import attention, by_product, convolution, recurrent
+from fastsel.grad_norms import attention, backward, by_product, convolution, recurrent
 from fastsel.grad_norms.batch_free import Source
 from fastsel.grad_norms.checks import batch_first, check_input
 from fastsel.grad_norms.kinds import EMBEDDING, LINEAR, MATMUL, SCALE, SHIFT, Use
@@ -273,32 +273,8 @@ def watch_affine(
     return capture.watch(out, input if has_weight else None, names, uses, input.shape[0])
 
 
-# ---- backward ----
-
-
-def backward(
-    capture: Capture,
-    func: Call,
-    loss: Tensor,
-    gradient: Tensor | None = None,
-    retain_graph: bool | None = None,
-    create_graph: bool = False,
-    inputs: Any = None,
-) -> None:
-    """`Tensor.backward`, with the capture still on: checkpointed layers run again inside."""
-    if inputs is not None or (gradient is None and loss.numel() != 1) or not loss.requires_grad:
-        func(loss, gradient, retain_graph, create_graph, inputs)
-        return
-    capture.check_loss(loss)
-    # A tensor would bring the call back here; its edge in the graph does not.
-    edge = torch.autograd.graph.get_gradient_edge(loss)
-    gradient = torch.ones_like(loss) if gradient is None else gradient
-    with capture:
-        torch.autograd.backward(edge, gradient, retain_graph, create_graph)
-
-
 HANDLERS: dict[Call, Call] = {
-    Tensor.backward: backward,
+    **backward.HANDLERS,
     F.linear: linear,
     F.embedding: embedding,
     F.layer_norm: layer_norm,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fastsel.grad_norms.activations import on_gradient
+from fastsel.grad_norms.activations import history, on_gradient
 from fastsel.grad_norms.records import refuse_second_derivative
 from fastsel.grad_norms.rules import NormRule, norm_rule
 
@@ -142,4 +142,4 @@ def watch_rule(
     if torch.compiler.is_compiling():
         out.register_hook(record)
     else:
-        on_gradient(out, record)
+        on_gradient(history(out), record)

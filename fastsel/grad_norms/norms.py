@@ -63,11 +63,10 @@ class GradNorms:
             which counts the batch's mean and variance as constants for the layer's own parameters;
             norms of layers before it are of what passes through each sample's activations.
         mixed_loss: A loss that is no sum over samples, such as a contrastive one, leaves no sample
-            a gradient of its own, nor does a model that mixes them. ``raise``: the first
-            ``loss.backward()`` within the context looks at the loss's second derivative by the
-            model's output, where it has one, and at one backward through an unsharded model, in
-            which hooks on activations run once more; and raises. ``allow``: norms are of what
-            passes through each sample's activations.
+            a gradient of its own. ``raise``: the first ``loss.backward()`` within the context
+            looks at the loss's second derivative by the model's output, where it has one; and at
+            the model, where a layer has as many positions as samples, so that nothing else tells
+            which are which. ``allow``: norms are of what passes through each sample's activations.
         loss_scale: What the loss was multiplied by before the backward: a number such as
             ``1 / accumulation_steps``, or a `torch.amp.GradScaler`, asked when norms are read.
         shared: Names of parameters used several times in one forward; needed under torch.compile
@@ -159,7 +158,7 @@ class GradNorms:
         """Forgets all norms. Entering the object as a context does it too."""
         self._capture.records.reset()
         self._capture.missing.clear()
-        self._capture.mixing.forget()
+        self._capture.forget()
 
     # ---- what was found ----
 

@@ -142,9 +142,11 @@ class Records:
         touched: Parameters that got a gradient, with the number of the backward, and whether the
             capture was on.
         handle: By which compiled code names this object.
+        paused: A backward that only looks is running: compiled code's calls count for nothing.
     """
 
     def __init__(self) -> None:
+        self.paused = False
         self.passes: list[Pass] = []
         self.current = Pass()
         self.touched: set[tuple[int, str, bool]] = set()
@@ -157,10 +159,12 @@ class Records:
         self.touched.clear()
         self.current = Pass()
 
-    def begin(self) -> None:
-        """A forward of the whole model starts; it is a new pass once a backward has been."""
-        if self.current.fired:
+    def begin(self) -> bool:
+        """A forward of the whole model starts; whether it is a new pass: a backward has been."""
+        is_new = self.current.fired
+        if is_new:
             self.close()
+        return is_new
 
     def close(self) -> None:
         """Ends the current pass."""
@@ -270,7 +274,7 @@ _records: weakref.WeakValueDictionary[int, Records] = weakref.WeakValueDictionar
 def record_norm(token: Tensor, squared: Tensor, handle: int, parameter: str, number: int) -> None:
     """Hands the squared norms of a parameter used once to `Records`."""
     records = _records.get(handle)
-    if records is not None:
+    if records is not None and not records.paused:
         records.add_compiled_norm(parameter, number, squared.clone())
 
 
@@ -287,7 +291,7 @@ def record_use(
 ) -> None:
     """Hands one use of a shared parameter to `Records`."""
     records = _records.get(handle)
-    if records is not None:
+    if records is not None and not records.paused:
         kept = None if activations is None else activations.clone()
         records.add_compiled_use(parameter, number, Use(kind, kept, grads.clone(), list(options)))
 

@@ -62,6 +62,8 @@ def _layer_handler(cell: Cell) -> Callable[..., Any]:
         hx, _params, _has_biases, num_layers, dropout, train, bidirectional, batch_first = rest
         state = tuple(hx) if is_lstm else (hx,)
         x = input if batch_first else input.transpose(0, 1)
+        if x.shape[0] == x.shape[1]:
+            capture.mixing.saw_square(layer)
         directions = 2 if bidirectional else 1
         has_projection = is_lstm and state[0].shape[-1] != state[1].shape[-1]
         each = len(params) // (num_layers * directions)

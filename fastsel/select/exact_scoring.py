@@ -65,8 +65,9 @@ class ExactScorer(Scorer):
         with torch.enable_grad(), evaluating, casting, _unreduced(self.model), self._norms:
             output = forward(self.model, inputs)
             losses = per_sample_losses(self.criterion, output, target)
-        trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-        grads = torch.autograd.grad(losses.sum(), list(trained.values()), allow_unused=True)
+            trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+            # Within the norms' context, as checkpointed layers run again.
+            grads = torch.autograd.grad(losses.sum(), list(trained.values()), allow_unused=True)
         self._norms.check_complete(
             name for name, grad in zip(trained, grads, strict=True) if grad is not None
         )
