@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastsel.grad_norms import GradNorms
+
 Loss = Callable[[Any], Tensor]
 
 
@@ -39,6 +41,18 @@ def true_norms(model: nn.Module, x: Tensor, loss: Loss = mean_loss) -> dict[str,
     for name, parameter in model.named_parameters():
         parameter.grad = kept[name]
     return {name: torch.stack(row).double() for name, row in rows.items()}
+
+
+def assert_exact(model: nn.Module, x: Tensor) -> None:
+    """`GradNorms` agrees with a backward a sample."""
+    norms = GradNorms(model)
+    with norms:
+        mean_loss(model(x)).backward()
+    expected = true_norms(model, x)
+    found = norms.norms_by_parameter
+    assert found.keys() == expected.keys()
+    for name, values in found.items():
+        torch.testing.assert_close(values.double(), expected[name], rtol=1e-5, atol=1e-7)
 
 
 class TiedTransformer(nn.Module):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from grad_norm_samples import mean_loss, true_norms
+from grad_norm_samples import assert_exact, mean_loss, true_norms
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -18,18 +18,6 @@ import fastsel
 from fastsel import ops
 from fastsel.grad_norms import GradNorms
 from fastsel.select.exact_scoring import ExactScorer
-
-
-def assert_exact(model: nn.Module, x: Tensor) -> None:
-    """`GradNorms` agrees with a backward a sample."""
-    norms = GradNorms(model)
-    with norms:
-        mean_loss(model(x)).backward()
-    expected = true_norms(model, x)
-    found = norms.norms_by_parameter
-    assert found.keys() == expected.keys()
-    for name, values in found.items():
-        torch.testing.assert_close(values.double(), expected[name], rtol=1e-5, atol=1e-7)
 
 
 class Joined(nn.Module):
