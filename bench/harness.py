@@ -37,6 +37,8 @@ DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 # it.
 COLD_BYTES = 100 * 2**20
 GRAPH_LAUNCHES = 256
+# What takes longer is measured once, after the call that warms it up.
+LONG_SECONDS = 20
 
 # Anything that pytest-benchmark's fixture is, which has no type of its own.
 Benchmark = Any
@@ -83,14 +85,15 @@ def measure(
         arguments = inputs(0)
         if device != "cpu":
             function = _waited_for(function)
-        function(*arguments)  # compiles what is to be compiled
+        seconds = _seconds(function, arguments)  # compiles what is to be compiled
+        is_long = seconds > LONG_SECONDS
         # As many rounds as fit into the time, at least 5: long ones are the least noisy.
         benchmark.pedantic(
             function,
             args=arguments,
-            rounds=_rounds(function, arguments),
+            rounds=1 if is_long else _rounds(_seconds(function, arguments)),
             iterations=1,
-            warmup_rounds=2,
+            warmup_rounds=0 if is_long else 2,
         )
         return
     copies = min(GRAPH_LAUNCHES, COLD_BYTES // max(bytes_moved, 1) + 2)
@@ -120,10 +123,13 @@ def _waited_for(function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def _rounds(function: Callable[..., Any], arguments: Sequence[Any]) -> int:
+def _seconds(function: Callable[..., Any], arguments: Sequence[Any]) -> float:
     start = datetime.datetime.now()
     function(*arguments)
-    seconds = (datetime.datetime.now() - start).total_seconds()
+    return (datetime.datetime.now() - start).total_seconds()
+
+
+def _rounds(seconds: float) -> int:
     return int(min(max((0.3 if QUICK else 3.0) / max(seconds, 1e-6), 5), 20 if QUICK else 5000))
 
 

@@ -33,4 +33,12 @@ STABLE_TORCH_LIBRARY(FASTSEL_NAMESPACE, m) {
       "conv_weight_grad(Tensor input, Tensor grad_outputs, int[] kernel_size, int[] stride, int[] "
       "padding, int[] dilation, int groups) -> (Tensor weight_grad, Tensor bias_grad, Tensor "
       "weight_norm_sq, Tensor bias_norm_sq)");
+  m.def(
+      "weighted_sample(Tensor weights, SymInt n, Tensor seed, *, bool replacement=False) -> "
+      "(Tensor "
+      "indices, Tensor probs)");
+  m.def(
+      "neighbor_sample(Tensor table, Tensor anchors, Tensor anchor_weights, SymInt n, Tensor seed) "
+      "-> (Tensor indices, Tensor probs)");
+  m.def("knn(Tensor queries, Tensor data, SymInt k) -> (Tensor distances, Tensor indices)");
 }

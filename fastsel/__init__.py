@@ -3,6 +3,7 @@
 The public names, few:
 
 - `sample_scores`, `topk`, `adaselection_`: the operators, also as ``torch.ops.fastsel.*``.
+- `weighted_sample`, `neighbor_sample`, `knn`: draws by weight, from neighbours, and the neighbours.
 - `linear_grad_norm_sq`, `conv_grad_norm_sq`, `embedding_grad_norm_sq`, `affine_grad_norm_sq`,
   `bias_grad_norm_sq`: the squared norm of each sample's gradient of a parameter.
 - `GradNorms`: the norm of every sample's gradient, from one ordinary backward.
@@ -20,7 +21,9 @@ from fastsel._version import __version__
 
 __all__ = [
     "AdaSelectionChoice",
+    "Draws",
     "GradNorms",
+    "Neighbors",
     "SampleScores",
     "SelectiveStep",
     "TopK",
@@ -30,16 +33,21 @@ __all__ = [
     "bias_grad_norm_sq",
     "conv_grad_norm_sq",
     "embedding_grad_norm_sq",
+    "knn",
     "linear_grad_norm_sq",
+    "neighbor_sample",
     "register_norm_rule",
     "sample_scores",
     "topk",
+    "weighted_sample",
 ]
 
 try:
     from fastsel.grad_norms import GradNorms, register_norm_rule
     from fastsel.ops import (
         AdaSelectionChoice,
+        Draws,
+        Neighbors,
         SampleScores,
         TopK,
         adaselection_,
@@ -47,9 +55,12 @@ try:
         bias_grad_norm_sq,
         conv_grad_norm_sq,
         embedding_grad_norm_sq,
+        knn,
         linear_grad_norm_sq,
+        neighbor_sample,
         sample_scores,
         topk,
+        weighted_sample,
     )
     from fastsel.select import SelectiveStep
 except ImportError as error:

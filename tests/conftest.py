@@ -61,6 +61,30 @@ class Backend:
             return ops.topk(scores, k, **kwargs)
         return ops.TopK(*self.ops.topk(scores, k, **kwargs))
 
+    def weighted_sample(self, weights: Tensor, n: int, seed: Tensor, **kwargs: Any) -> ops.Draws:
+        """Calls `fastsel.weighted_sample` here; tensors are moved to the device."""
+        weights, seed = weights.to(self.device), seed.to(self.device)
+        if self.name != "simt":
+            return ops.weighted_sample(weights, n, seed, **kwargs)
+        return ops.Draws(*self.ops.weighted_sample(weights, n, seed, **kwargs))
+
+    def neighbor_sample(
+        self, table: Tensor, anchors: Tensor, anchor_weights: Tensor, n: int, seed: Tensor
+    ) -> ops.Draws:
+        """Calls `fastsel.neighbor_sample` here; tensors are moved to the device."""
+        table, anchors = table.to(self.device), anchors.to(self.device)
+        weights, seed = anchor_weights.to(self.device), seed.to(self.device)
+        if self.name != "simt":
+            return ops.neighbor_sample(table, anchors, weights, n, seed)
+        return ops.Draws(*self.ops.neighbor_sample(table, anchors, weights, n, seed))
+
+    def knn(self, queries: Tensor, data: Tensor, k: int) -> ops.Neighbors:
+        """Calls `fastsel.knn` here; tensors are moved to the device."""
+        queries, data = queries.to(self.device), data.to(self.device)
+        if self.name != "simt":
+            return ops.knn(queries, data, k)
+        return ops.Neighbors(*self.ops.knn(queries, data, k))
+
     def grad_norm_sq(self, op: str, *args: Any, **kwargs: Any) -> Tensor:
         """Calls ``fastsel.<op>_grad_norm_sq`` here; tensors are moved to the device."""
         moved = [arg.to(self.device) if isinstance(arg, Tensor) else arg for arg in args]

@@ -99,3 +99,30 @@ class EagerAdaSelection:
         if name == "rho_loss":
             return losses - reference_losses
         raise ValueError(f"EagerAdaSelection: no method {name!r}")
+
+
+def numpy_choice(weights: NDArray[Any], n: int, *, replacement: bool) -> NDArray[np.int64]:
+    """`fastsel.weighted_sample` by NumPy's generator."""
+    wide = weights.astype(np.float64)
+    return np.random.default_rng(0).choice(len(wide), n, replace=replacement, p=wide / wide.sum())
+
+
+def eager_neighbor_sample(
+    table: Tensor,  # [N, K]
+    anchors: Tensor,  # [A]
+    anchor_weights: Tensor,  # [A]
+    n: int,
+    seed: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """`fastsel.neighbor_sample` by torch's own operators, with draws of torch's generator."""
+    rows = table[anchors]  # [A, K]
+    picked = torch.multinomial(anchor_weights, n, replacement=True)
+    places = torch.randint(table.shape[1], (n,), device=table.device)
+    indices = rows[picked, places]
+    order = rows.flatten().argsort()
+    ids = rows.flatten()[order].contiguous()
+    shares = anchor_weights.double()[:, None].expand(rows.shape).flatten()[order].cumsum(0)
+    sums = torch.cat([shares.new_zeros(1), shares])
+    last, first = torch.searchsorted(ids, indices, right=True), torch.searchsorted(ids, indices)
+    each = anchor_weights.double().sum() * table.shape[1]
+    return indices, ((sums[last] - sums[first]) / each).float()

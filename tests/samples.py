@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from sample import Sample
 from samples_grad_norm import GRAD_NORMS
+from samples_sampling import SAMPLING
 from torch import Tensor
 
 
@@ -195,4 +196,5 @@ SAMPLES: list[Sample] = [
         kwargs={"statistics": _rows(30, 3).t(), "excluded": torch.tensor(0)},
     ),
     *GRAD_NORMS,
+    *SAMPLING,
 ]

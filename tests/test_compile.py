@@ -288,3 +288,27 @@ def test_wrong_shapes_are_named_while_tracing(backend: Backend) -> None:
             backend.ops.affine_grad_norm_sq(losses, losses)
         with pytest.raises(RuntimeError, match="bias_grad_norm_sq: grad_outputs must be"):
             backend.ops.bias_grad_norm_sq(losses)
+
+
+def draw(weights: Tensor, table: Tensor, features: Tensor) -> tuple[Tensor, ...]:
+    """The random operators and the search, used as a sampler would."""
+    anchors = ops.weighted_sample(weights, 6).indices
+    again = ops.weighted_sample(weights, 5, replacement=True)
+    near = ops.neighbor_sample(table, anchors, weights[anchors], 4)
+    found = ops.knn(features[near.indices], features, 3)
+    return anchors, again.indices, near.indices, near.probs, found.indices
+
+
+@pytest.mark.parametrize("dynamic", [True, None], ids=["dynamic", "automatic"])
+def test_draws(cpu: Backend, dynamic: bool | None) -> None:
+    counter = CompileCounterWithBackend("inductor")
+    compiled = torch.compile(draw, fullgraph=True, dynamic=dynamic, backend=counter)
+    for count in (40, 50, 70):
+        weights, features = torch.rand(count), torch.randn(count, 5)
+        table = ops.knn(features, features, 7).indices
+        found = compiled(weights, table, features)
+        assert [one.shape[0] for one in found] == [6, 5, 4, 4, 4]
+        assert all((one >= 0).all() and (one < count).all() for one in found)
+        assert (weights[found[0]] > 0).all()
+        torch.testing.assert_close(found[4][:, 0], found[2])
+    assert counter.frame_count == (1 if dynamic else 2)

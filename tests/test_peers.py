@@ -9,6 +9,8 @@ import reference
 import torch
 from decisions import batch
 
+import fastsel
+
 
 def test_eager_sample_scores() -> None:
     generator = torch.Generator().manual_seed(0)
@@ -48,3 +50,25 @@ def test_eager_adaselection(compiled: bool) -> None:
         np.testing.assert_allclose(weights.numpy(), truth.weights, rtol=1e-4)
         assert sorted(indices.tolist()) == expected_indices.tolist()
     assert int(step) == 4
+
+
+def test_numpy_choice() -> None:
+    drawn = peers.numpy_choice(
+        np.array([0.0, 1.0, 2.0, 0.0, 1.0], dtype=np.float32), 3, replacement=False
+    )
+    assert set(drawn.tolist()) == {1, 2, 4}
+
+
+def test_eager_neighbor_sample() -> None:
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randint(40, (40, 6), generator=generator)
+    picked, weights = (
+        torch.randint(40, (9,), generator=generator),
+        torch.rand(9, generator=generator),
+    )
+    seed = torch.tensor([0])
+    known = fastsel.neighbor_sample(table, picked, weights, 500, seed)
+    probs = dict(zip(known.indices.tolist(), known.probs.tolist(), strict=True))
+    indices, found = peers.eager_neighbor_sample(table, picked, weights, 500, seed)
+    for index, prob in zip(indices.tolist(), found.tolist(), strict=True):
+        assert prob == pytest.approx(probs[index], rel=1e-5)

@@ -58,11 +58,11 @@ __device__ __forceinline__ unsigned score_key(float score) {
 template <int kDigitBits>
 __device__ __forceinline__ void choose(unsigned* keys, unsigned batch, unsigned k, unsigned low,
                                        unsigned high, int64_t* indices) {
-  constexpr unsigned kStep = kWarpSize * SharedKeys<float>::V;
+  constexpr unsigned kStep = kWarpSize * SharedKeys<TopkRow<float>>::V;
   auto& s = block_shared<TopkStorage<kDigitBits>>();
   const unsigned warps = blockDim.x / kWarpSize;
   const unsigned per_warp = (batch + warps * kStep - 1) / (warps * kStep) * kStep;
-  const SharedKeys<float> segment(warp_segment(0, batch, per_warp), 0, keys);
+  const SharedKeys<TopkRow<float>> segment(warp_segment(0, batch, per_warp), 0, keys);
   TopkThreshold threshold(low, high, k);
   decide(segment, threshold, s);
   count_chosen(segment, threshold, s);

@@ -19,6 +19,7 @@
 //   cooperative grid   grid_sync(), grid_arrive() and grid_wait()
 //   tensor cores       and asynchronous copies into shared memory: cuda/mma.cuh
 //   loops              FASTSEL_UNROLL, FASTSEL_UNROLL_BY(n) in front of a loop
+//   calls              FASTSEL_NOINLINE in front of a function
 // What a launcher may use:
 //   launch(kernel, LaunchConfig{grid, block, shared_bytes, stream}, arguments...),
 //   launch_cooperative(...), multiprocessor_count(), max_shared_bytes_per_block()

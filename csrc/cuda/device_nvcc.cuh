@@ -15,6 +15,7 @@
 #include <utility>
 
 #define FASTSEL_PRAGMA(text) _Pragma(#text)
+#define FASTSEL_NOINLINE __noinline__
 #define FASTSEL_UNROLL FASTSEL_PRAGMA(unroll)
 #define FASTSEL_UNROLL_BY(times) FASTSEL_PRAGMA(unroll times)
 

@@ -1,17 +1,14 @@
 // topk on CUDA tensors (and, compiled for the host emulation, on CPU tensors): see topk.cuh.
-#include <array>
 #include <optional>
 #include <tuple>
 
+#include "cuda/selection.h"
 #include "cuda/topk_launch.h"
 #include "topk.h"
 
 namespace fastsel {
 
 namespace {
-
-// Positions inside a row are 32 bits wide, and must not wrap when rounded up to a whole chunk.
-constexpr int64_t kMaxColumns = 4'000'000'000;
 
 // The input as rows with unit stride along columns, any distance apart; copied if it is not that
 // already.
@@ -30,27 +27,13 @@ Rows as_rows(const Tensor& scores) {
   return {as_contiguous(scores), count, columns, columns};
 }
 
-Tensor gather_last(const Tensor& source, const Tensor& index) {
-  std::array<StableIValue, 4> stack{
-      torch::stable::detail::from(source), torch::stable::detail::from(int64_t{-1}),
-      torch::stable::detail::from(index), torch::stable::detail::from(false)};
-  TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::gather", "", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
-}
-
-template <class T>
-T* optional_data(const std::optional<Tensor>& tensor) {
-  return tensor ? mutable_data<T>(*tensor) : nullptr;
-}
-
 }  // namespace
 
 // scores: [..., N]; returns values [..., k] and indices [..., k].
 std::tuple<Tensor, Tensor> topk_cuda(const Tensor& scores, int64_t k, bool largest, bool sorted) {
   check_topk_arguments(scores, k);
   const int64_t columns = scores.size(-1);
-  FASTSEL_CHECK(columns <= kMaxColumns, "topk: the last dimension must be at most ", kMaxColumns,
+  FASTSEL_CHECK(columns <= kMostColumns, "topk: the last dimension must be at most ", kMostColumns,
                 ", got ", columns);
   const DeviceGuard guard(scores);
   auto [values, indices] = empty_topk(scores, k);
@@ -61,7 +44,7 @@ std::tuple<Tensor, Tensor> topk_cuda(const Tensor& scores, int64_t k, bool large
         const Rows rows = as_rows(scores);
         const bool sort_here = sorted && k <= cuda::kTopkSortLimit;
         const bool sort_later = sorted && !sort_here;
-        const cuda::TopkPlan plan = cuda::choose_topk_plan<T>(
+        const cuda::TopkPlan plan = cuda::choose_topk_plan<cuda::TopkRow<T>>(
             rows.count, static_cast<unsigned>(columns), static_cast<unsigned>(k), sort_here,
             {cuda::multiprocessor_count(), cuda::max_shared_bytes_per_block()});
         // An allocation costs as much as a short kernel, so there is none that is not needed.

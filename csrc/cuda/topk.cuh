@@ -26,61 +26,72 @@
 
 namespace fastsel::cuda {
 
-template <class T>
-struct TopkArguments {
-  const T* scores;     // [rows, columns], unit stride along columns
-  int64_t row_stride;  // in elements
+// What the kernels below choose from: rows of keys, of which an operator's own arguments say how
+// they come to be and where a chosen one goes.
+struct SelectionShape {
   int64_t rows;
   unsigned columns;
-  unsigned k;  // 1 <= k <= columns
-  bool largest;
+  unsigned k;          // 1 <= k <= columns
   unsigned sort_size;  // sort the result in the kernel: the next power of two from k; 0: leave it
                        // in index order
-  T* values;           // [rows, k]
-  int64_t* indices;    // [rows, k]
-  int* ranks;  // null, or [rows, k]: numbers whose ascending order is the result's, for a sort
-               // afterwards
 };
 
-template <class T>
-inline constexpr int kTopkKeyBits = 8 * static_cast<int>(sizeof(typename TopkKey<T>::type));
+// Wider keys first: int's order of ~key with the sign bit flipped is unsigned descending order of
+// key. For a sort after the kernel.
+__device__ __forceinline__ int rank_of_key(unsigned key) {
+  return static_cast<int>(~key ^ 0x80000000u);
+}
 
-// A segment a warp: the block's columns [begin, end) cut into whole steps of 32 * kKeysPerLoad<T>
-// columns.
+template <class T>
+struct TopkArguments : SelectionShape {
+  using Row = TopkRow<T>;
+
+  const T* scores;     // [rows, columns], unit stride along columns
+  int64_t row_stride;  // in elements
+  bool largest;
+  T* values;         // [rows, k]
+  int64_t* indices;  // [rows, k]
+  int* ranks;        // null, or [rows, k]: numbers whose ascending order is the result's
+
+  __device__ Row row(int64_t number) const { return Row(scores + number * row_stride, largest); }
+
+  __device__ __forceinline__ void write(int64_t number, unsigned position, unsigned key,
+                                        unsigned column) const {
+    const int64_t out = number * k + position;
+    indices[out] = column;
+    // The key has lost the sign of zero and a NaN's payload.
+    values[out] = scores[number * row_stride + column];
+    if (ranks) ranks[out] = rank_of_key(key);
+  }
+};
+
+template <class Row>
+inline constexpr int kTopkKeyBits = 8 * static_cast<int>(sizeof(typename Row::Key));
+
+// A segment a warp: the block's columns [begin, end) cut into whole steps of 32 * Row::V columns.
 __device__ __forceinline__ WarpSegment warp_segment(unsigned begin, unsigned end,
                                                     unsigned per_warp) {
   const unsigned first = begin + warp_index() * per_warp;
   return {min(first, end), min(first + per_warp, end)};
 }
 
-template <class T>
-__device__ __forceinline__ void write_result(const TopkArguments<T>& a, int64_t row,
-                                             unsigned position, unsigned key, unsigned column) {
-  const int64_t out = row * a.k + position;
-  a.indices[out] = column;
-  a.values[out] = a.scores[row * a.row_stride +
-                           column];  // the key has lost the sign of zero and a NaN's payload
-  // Wider keys first: int's order of ~key with the sign bit flipped is unsigned descending order of
-  // key.
-  if (a.ranks) a.ranks[out] = static_cast<int>(~key ^ 0x80000000u);
-}
-
 // Sorts the row's k entries, which lie in shared memory before a barrier, and writes them.
-template <class T>
-__device__ void write_sorted(const TopkArguments<T>& a, int64_t row, unsigned long long* entries) {
+template <class Arguments>
+__device__ void write_sorted(const Arguments& a, int64_t row, unsigned long long* entries) {
   sort_descending(entries, a.sort_size);
   for (unsigned i = threadIdx.x; i < a.k; i += blockDim.x) {
     const unsigned long long entry = entries[i];
-    write_result(a, row, i, static_cast<unsigned>(entry >> 32), sort_entry_column(entry));
+    a.write(row, i, static_cast<unsigned>(entry >> 32), sort_entry_column(entry));
   }
 }
 
 // ---- one block a row ----
 
 // Dynamic shared memory: the keys (if Keys keeps them there), then sort_size entries.
-template <class T, int kDigitBits, class Keys>
-__device__ __forceinline__ void topk_rows_of_block(const TopkArguments<T>& a) {
-  constexpr unsigned kStep = kWarpSize * kKeysPerLoad<T>;
+template <class Arguments, int kDigitBits, class Keys>
+__device__ __forceinline__ void topk_rows_of_block(const Arguments& a) {
+  using Row = typename Arguments::Row;
+  constexpr unsigned kStep = kWarpSize * Row::V;
   auto& s = block_shared<TopkStorage<kDigitBits>>();
   const unsigned warps = blockDim.x / kWarpSize;
   const unsigned per_warp = (a.columns + warps * kStep - 1) / (warps * kStep) * kStep;
@@ -89,9 +100,8 @@ __device__ __forceinline__ void topk_rows_of_block(const TopkArguments<T>& a) {
       reinterpret_cast<unsigned long long*>(shared + warps * per_warp * Keys::kBytesPerKey);
 
   for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x) {
-    const Keys keys(TopkRow<T>(a.scores + row * a.row_stride, a.largest),
-                    warp_segment(0, a.columns, per_warp), shared);
-    TopkThreshold threshold(kTopkKeyBits<T>, a.k);
+    const Keys keys(a.row(row), warp_segment(0, a.columns, per_warp), shared);
+    TopkThreshold threshold(kTopkKeyBits<Row>, a.k);
     decide(keys, threshold, s);
     count_chosen(keys, threshold, s);
     for (unsigned i = a.k + threadIdx.x; i < a.sort_size; i += blockDim.x) entries[i] = 0;
@@ -102,26 +112,28 @@ __device__ __forceinline__ void topk_rows_of_block(const TopkArguments<T>& a) {
                   if (a.sort_size)
                     entries[position] = sort_entry(key, column);
                   else
-                    write_result(a, row, position, key, column);
+                    a.write(row, position, key, column);
                 });
     __syncthreads();
     if (a.sort_size) write_sorted(a, row, entries);
   }
 }
 
-template <class T>
-__global__ void __launch_bounds__(kTopkSmallThreads) topk_small_kernel(TopkArguments<T> a) {
-  topk_rows_of_block<T, kTopkSmallDigitBits, RegisterKeys<T, kTopkRegisterKeys>>(a);
+template <class Arguments>
+__global__ void __launch_bounds__(kTopkSmallThreads) topk_small_kernel(Arguments a) {
+  using Keys = RegisterKeys<typename Arguments::Row, kTopkRegisterKeys>;
+  topk_rows_of_block<Arguments, kTopkSmallDigitBits, Keys>(a);
 }
 
-template <class T>
-__global__ void __launch_bounds__(kTopkRegisterThreads) topk_register_kernel(TopkArguments<T> a) {
-  topk_rows_of_block<T, kTopkDigitBits, RegisterKeys<T, kTopkRegisterKeys>>(a);
+template <class Arguments>
+__global__ void __launch_bounds__(kTopkRegisterThreads) topk_register_kernel(Arguments a) {
+  using Keys = RegisterKeys<typename Arguments::Row, kTopkRegisterKeys>;
+  topk_rows_of_block<Arguments, kTopkDigitBits, Keys>(a);
 }
 
-template <class T>
-__global__ void __launch_bounds__(kTopkSharedThreads) topk_shared_kernel(TopkArguments<T> a) {
-  topk_rows_of_block<T, kTopkDigitBits, SharedKeys<T>>(a);
+template <class Arguments>
+__global__ void __launch_bounds__(kTopkSharedThreads) topk_shared_kernel(Arguments a) {
+  topk_rows_of_block<Arguments, kTopkDigitBits, SharedKeys<typename Arguments::Row>>(a);
 }
 
 // ---- several blocks a row ----
@@ -145,10 +157,10 @@ __host__ __device__ inline unsigned topk_workspace_words(unsigned blocks_per_row
 }
 
 // The keys of one block's chunk, wherever they are.
-template <class T>
+template <class Row>
 class ChunkKeys {
  public:
-  __device__ ChunkKeys(const TopkRow<T>& row, WarpSegment segment, unsigned begin,
+  __device__ ChunkKeys(const Row& row, WarpSegment segment, unsigned begin,
                        const TopkGridShape& shape, void* shared)
       : global_(row, segment),
         shared_(segment, begin, shared),
@@ -200,8 +212,8 @@ class ChunkKeys {
 
  private:
   enum class Home { global, shared, list };
-  GlobalKeys<T> global_;
-  SharedKeys<T> shared_;
+  GlobalKeys<Row> global_;
+  SharedKeys<Row> shared_;
   KeyAndColumn* list_;
   unsigned listed_ = 0;
   Home home_;
@@ -224,9 +236,10 @@ __device__ __forceinline__ bool last_of_row(unsigned* finished, unsigned blocks,
 // blocks_per_row = 1: each block takes one row after another; no grid barrier, so no cooperative
 // launch is needed. More: every row has its own group of blocks and is done at once, and all groups
 // pass the same barriers.
-template <class T>
+template <class Arguments>
 __global__ void __launch_bounds__(kTopkGridThreads, 1)
-    topk_grid_kernel(TopkArguments<T> a, TopkGridShape shape) {
+    topk_grid_kernel(Arguments a, TopkGridShape shape) {
+  using Row = typename Arguments::Row;
   auto& s = block_shared<TopkStorage<kTopkDigitBits>>();
   char* shared = dynamic_shared<char>();
   const unsigned blocks = shape.blocks_per_row;
@@ -246,12 +259,12 @@ __global__ void __launch_bounds__(kTopkGridThreads, 1)
     unsigned* counts = histograms + kTopkMaxDigits * kTopkBins;
     const unsigned part = blockIdx.x % blocks;
     const unsigned begin = part * shape.chunk, end = min(begin + shape.chunk, a.columns);
-    ChunkKeys<T> keys(TopkRow<T>(a.scores + row * a.row_stride, a.largest),
-                      warp_segment(begin, end, shape.chunk / (blockDim.x / kWarpSize)), begin,
-                      shape, shared);
-    TopkThreshold threshold(kTopkKeyBits<T>, a.k);
+    ChunkKeys<Row> keys(a.row(row),
+                        warp_segment(begin, end, shape.chunk / (blockDim.x / kWarpSize)), begin,
+                        shape, shared);
+    TopkThreshold threshold(kTopkKeyBits<Row>, a.k);
 
-    constexpr int kDigits = (kTopkKeyBits<T> + kTopkDigitBits - 1) / kTopkDigitBits;
+    constexpr int kDigits = (kTopkKeyBits<Row> + kTopkDigitBits - 1) / kTopkDigitBits;
     for (int digit = 0; digit < kDigits; ++digit) {
       const bool working = !threshold.decided;
       unsigned* row_histogram = many ? histograms + digit * kTopkBins : s.histogram;
@@ -298,7 +311,7 @@ __global__ void __launch_bounds__(kTopkGridThreads, 1)
                   if (a.sort_size)
                     row_entries[position] = sort_entry(key, column);
                   else
-                    write_result(a, row, position, key, column);
+                    a.write(row, position, key, column);
                 });
     __syncthreads();  // the keys in shared memory have been read
     if (a.sort_size && last_of_row(counts + 2 * blocks, blocks, s.last)) {

@@ -15,11 +15,7 @@
 
 namespace fastsel::cuda {
 
-template <class T>
-inline constexpr int kKeysPerLoad = 16 / static_cast<int>(sizeof(T));
-
-// The columns [begin, end) of a row that one warp works on; begin is a multiple of 32 *
-// kKeysPerLoad<T>.
+// The columns [begin, end) of a row that one warp works on; begin is a multiple of 32 * Row::V.
 struct WarpSegment {
   unsigned begin, end;
 };
@@ -31,29 +27,32 @@ __device__ __forceinline__ int valid_columns(unsigned first, unsigned end) {
   return end - first < V ? static_cast<int>(end - first) : V;
 }
 
-// A row and how its values turn into keys.
-template <class T>
-struct TopkRow {
-  const T* scores;  // [columns]
-  bool largest;
-  bool aligned;  // 16-byte loads may be used
+// A row of values in memory, read in vectors of kWidth values where it is aligned. A Row is one of these
+// with two things more: Key, the type that holds its keys, and to_keys, which makes keys of the
+// values from column `first` on; a larger key is a better one.
+template <class T, int kWidth>
+struct RowValues {
+  using Value = T;
+  static constexpr int V = kWidth;
 
-  __device__ TopkRow(const T* row, bool largest_first)
-      : scores(row), largest(largest_first), aligned(reinterpret_cast<uintptr_t>(row) % 16 == 0) {}
+  const T* values;  // [columns]
+  bool aligned;
+
+  __device__ explicit RowValues(const T* row)
+      : values(row), aligned(reinterpret_cast<uintptr_t>(row) % (V * sizeof(T)) == 0) {}
 
   // Loads the columns from first(0), first(1), ... on, V each, those from `end` on left zero. All
   // loads are under way before one of them is needed: that takes predicates where it can, not
   // branches.
   template <int kLoads, class First>
   __device__ __forceinline__ void load(First first, unsigned end,
-                                       Vector<T, kKeysPerLoad<T>> (&values)[kLoads]) const {
-    constexpr int V = kKeysPerLoad<T>;
+                                       Vector<T, V> (&loaded)[kLoads]) const {
     FASTSEL_UNROLL
-    for (int l = 0; l < kLoads; ++l) values[l] = {};
+    for (int l = 0; l < kLoads; ++l) loaded[l] = {};
     if (aligned) {
       FASTSEL_UNROLL
       for (int l = 0; l < kLoads; ++l)
-        if (valid_columns<V>(first(l), end) == V) values[l] = load_vector<V>(scores + first(l));
+        if (valid_columns<V>(first(l), end) == V) loaded[l] = load_vector<V>(values + first(l));
       if (end % V == 0) return;
     }
     FASTSEL_UNROLL
@@ -62,14 +61,26 @@ struct TopkRow {
       if (aligned && valid == V) continue;
       FASTSEL_UNROLL
       for (int v = 0; v < V; ++v)
-        if (v < valid) values[l][v] = scores[first(l) + v];
+        if (v < valid) loaded[l][v] = values[first(l) + v];
     }
   }
+};
 
-  template <int V>
-  __device__ __forceinline__ void to_keys(const Vector<T, V>& values, unsigned (&keys)[V]) const {
+// The scores of topk.
+template <class T>
+struct TopkRow : RowValues<T, 16 / sizeof(T)> {
+  using Key = typename TopkKey<T>::type;
+  using Values = RowValues<T, 16 / sizeof(T)>;
+  using Values::V;
+
+  bool largest;
+
+  __device__ TopkRow(const T* row, bool largest_first) : Values(row), largest(largest_first) {}
+
+  __device__ __forceinline__ void to_keys(const Vector<T, V>& scores, unsigned /*first*/,
+                                          unsigned (&keys)[V]) const {
     FASTSEL_UNROLL
-    for (int v = 0; v < V; ++v) keys[v] = topk_key(values[v], largest);
+    for (int v = 0; v < V; ++v) keys[v] = topk_key(scores[v], largest);
   }
 };
 
@@ -77,19 +88,19 @@ __device__ __forceinline__ unsigned lane_index() { return threadIdx.x % kWarpSiz
 __device__ __forceinline__ unsigned warp_index() { return threadIdx.x / kWarpSize; }
 
 // Up to kPerThread keys in each thread's registers.
-template <class T, int kPerThread>
+template <class Row, int kPerThread>
 class RegisterKeys {
  public:
-  static constexpr int V = kKeysPerLoad<T>;
+  static constexpr int V = Row::V;
   static constexpr int kLoads = kPerThread / V;
   static constexpr int kBytesPerKey = 0;  // of shared memory
 
-  __device__ RegisterKeys(const TopkRow<T>& row, WarpSegment segment, void* /*shared*/)
+  __device__ RegisterKeys(const Row& row, WarpSegment segment, void* /*shared*/)
       : segment_(segment) {
-    Vector<T, V> values[kLoads];
+    Vector<typename Row::Value, V> values[kLoads];
     row.load([this](int l) { return column(l); }, segment_.end, values);
     FASTSEL_UNROLL
-    for (int l = 0; l < kLoads; ++l) row.to_keys(values[l], keys_[l]);
+    for (int l = 0; l < kLoads; ++l) row.to_keys(values[l], column(l), keys_[l]);
   }
 
   template <class F>
@@ -112,14 +123,13 @@ class RegisterKeys {
 };
 
 // Keys read from global memory anew each time, a few loads in flight.
-template <class T>
+template <class Row>
 class GlobalKeys {
  public:
-  static constexpr int V = kKeysPerLoad<T>;
+  static constexpr int V = Row::V;
   static constexpr int kInFlight = V > 4 ? 2 : 4;
 
-  __device__ GlobalKeys(const TopkRow<T>& row, WarpSegment segment)
-      : row_(row), segment_(segment) {}
+  __device__ GlobalKeys(const Row& row, WarpSegment segment) : row_(row), segment_(segment) {}
 
   template <class F>
   __device__ __forceinline__ void for_each(F&& f) const {
@@ -128,29 +138,29 @@ class GlobalKeys {
       const auto column = [base](int i) {
         return base + static_cast<unsigned>(i) * kStep + lane_index() * V;
       };
-      Vector<T, V> values[kInFlight];
+      Vector<typename Row::Value, V> values[kInFlight];
       row_.load(column, segment_.end, values);
       FASTSEL_UNROLL
       for (int i = 0; i < kInFlight; ++i) {
         unsigned keys[V];
-        row_.to_keys(values[i], keys);
+        row_.to_keys(values[i], column(i), keys);
         f(keys, column(i), valid_columns<V>(column(i), segment_.end));
       }
     }
   }
 
  private:
-  TopkRow<T> row_;
+  Row row_;
   WarpSegment segment_;
 };
 
 // Keys kept in shared memory, in the narrowest type that holds them. A lane reads back only what it
 // wrote itself, so no barrier is needed between loading and reading.
-template <class T>
+template <class Row>
 class SharedKeys {
  public:
-  using Key = typename TopkKey<T>::type;
-  static constexpr int V = kKeysPerLoad<T>;
+  using Key = typename Row::Key;
+  static constexpr int V = Row::V;
   static constexpr int kBytesPerKey = sizeof(Key);
 
   // `shared` has room for the block's columns from `block_begin` on, each warp's part rounded up to
@@ -158,13 +168,13 @@ class SharedKeys {
   __device__ SharedKeys(WarpSegment segment, unsigned block_begin, void* shared)
       : segment_(segment), keys_(static_cast<Key*>(shared) + (segment.begin - block_begin)) {}
 
-  __device__ SharedKeys(const TopkRow<T>& row, WarpSegment segment, void* shared)
+  __device__ SharedKeys(const Row& row, WarpSegment segment, void* shared)
       : SharedKeys(segment, 0, shared) {
     load(row);
   }
 
-  __device__ void load(const TopkRow<T>& row) {
-    GlobalKeys<T>(row, segment_)
+  __device__ void load(const Row& row) {
+    GlobalKeys<Row>(row, segment_)
         .for_each([this](const unsigned (&keys)[V], unsigned first, int valid) {
           if (valid == 0) return;
           Vector<Key, V> packed;

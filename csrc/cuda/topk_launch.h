@@ -40,10 +40,10 @@ Integer round_up(Integer value, Integer multiple) {
 //   grid              the multiprocessors shared out evenly among the rows. __launch_bounds__(1024,
 //                     1) makes one block of any shared memory size resident on each, which is what
 //                     a cooperative launch asks for
-template <class T>
+template <class Row>
 TopkPlan choose_topk_plan(int64_t rows, unsigned columns, unsigned k, bool sort,
                           const TopkDevice& device) {
-  using Key = typename TopkKey<T>::type;
+  using Key = typename Row::Key;
   TopkPlan plan{};
   plan.sort_size = sort && k > 1 ? std::bit_ceil(k) : 0;  // one result is sorted as it is
   const size_t sort_bytes = plan.sort_size * sizeof(unsigned long long);
@@ -66,8 +66,7 @@ TopkPlan choose_topk_plan(int64_t rows, unsigned columns, unsigned k, bool sort,
   }
 
   const size_t room = device.shared_bytes - sizeof(TopkStorage<kTopkDigitBits>);
-  const size_t key_bytes =
-      round_up<size_t>(columns, kTopkSharedThreads * kKeysPerLoad<T>) * sizeof(Key);
+  const size_t key_bytes = round_up<size_t>(columns, kTopkSharedThreads * Row::V) * sizeof(Key);
   if (key_bytes + sort_bytes <= room &&
       (2 * rows > device.multiprocessors || columns <= kTopkOneBlockColumns)) {
     plan.kernel = TopkPlan::Kernel::shared;
@@ -81,8 +80,7 @@ TopkPlan choose_topk_plan(int64_t rows, unsigned columns, unsigned k, bool sort,
   const int64_t useful = (int64_t{columns} + kTopkMinChunk - 1) / kTopkMinChunk;
   const int64_t share = std::clamp<int64_t>(capacity / rows, 1, useful);
   TopkGridShape& shape = plan.shape;
-  const auto chunk =
-      round_up<int64_t>((columns + share - 1) / share, kTopkGridThreads * kKeysPerLoad<T>);
+  const auto chunk = round_up<int64_t>((columns + share - 1) / share, kTopkGridThreads * Row::V);
   shape.chunk = static_cast<unsigned>(chunk);
   shape.blocks_per_row = static_cast<unsigned>((columns + chunk - 1) / chunk);
   shape.chunk_in_shared = shape.chunk * sizeof(Key) <= room;
@@ -101,25 +99,27 @@ TopkPlan choose_topk_plan(int64_t rows, unsigned columns, unsigned k, bool sort,
 }
 
 // `workspace` and `entries` are as large as the plan says; nothing has to be in them.
-template <class T>
-void launch_topk(TopkArguments<T> a, TopkPlan plan, unsigned* workspace,
-                 unsigned long long* entries, void* stream) {
+template <class Arguments>
+void launch_topk(Arguments a, TopkPlan plan, unsigned* workspace, unsigned long long* entries,
+                 void* stream) {
   a.sort_size = plan.sort_size;
   const auto config = [&](int threads) {
     return LaunchConfig{dim3(plan.grid), dim3(threads), plan.shared_bytes, stream};
   };
   switch (plan.kernel) {
-    case TopkPlan::Kernel::small: return launch(topk_small_kernel<T>, config(kTopkSmallThreads), a);
+    case TopkPlan::Kernel::small:
+      return launch(topk_small_kernel<Arguments>, config(kTopkSmallThreads), a);
     case TopkPlan::Kernel::registers:
-      return launch(topk_register_kernel<T>, config(kTopkRegisterThreads), a);
+      return launch(topk_register_kernel<Arguments>, config(kTopkRegisterThreads), a);
     case TopkPlan::Kernel::shared:
-      return launch(topk_shared_kernel<T>, config(kTopkSharedThreads), a);
+      return launch(topk_shared_kernel<Arguments>, config(kTopkSharedThreads), a);
     case TopkPlan::Kernel::grid:
       plan.shape.workspace = workspace;
       plan.shape.entries = entries;
       if (plan.shape.blocks_per_row == 1)
-        return launch(topk_grid_kernel<T>, config(kTopkGridThreads), a, plan.shape);
-      return launch_cooperative(topk_grid_kernel<T>, config(kTopkGridThreads), a, plan.shape);
+        return launch(topk_grid_kernel<Arguments>, config(kTopkGridThreads), a, plan.shape);
+      return launch_cooperative(topk_grid_kernel<Arguments>, config(kTopkGridThreads), a,
+                                plan.shape);
   }
 }
 

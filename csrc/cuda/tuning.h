@@ -40,6 +40,25 @@ inline constexpr unsigned kTopkOneBlockColumns = 32768;
 // not a measurement).
 inline constexpr unsigned kTopkMinChunk = 8192;
 
+// ---- weighted_sample, neighbor_sample ----
+// Estimates, not measurements: enough warps to hide latency, each of which takes several draws where
+// there are many.
+
+inline constexpr int kWeightedThreads = 256;
+inline constexpr int kWeightedBlocksPerMultiprocessor = 8;
+
+// ---- knn ----
+// Estimates, not measurements.
+
+// The most neighbours: lists are sorted by one warp.
+inline constexpr int64_t kKnnMost = 1024;
+
+// Bytes that the lists of the queries of one launch may take.
+inline constexpr int64_t kKnnWorkspace = 256 << 20;
+
+// Blocks that fill a multiprocessor: 25 KB of shared memory and 256 threads each.
+inline constexpr int kKnnBlocksPerMultiprocessor = 4;
+
 // ---- scores ----
 // Estimates from an H200's figures (132 multiprocessors, 4.3 TB/s), not measurements.
 

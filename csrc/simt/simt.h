@@ -19,6 +19,7 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define FASTSEL_NOINLINE __attribute__((noinline))
 #define FASTSEL_UNROLL
 #define FASTSEL_UNROLL_BY(times)
 

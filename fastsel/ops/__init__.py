@@ -14,20 +14,28 @@ from fastsel.ops import (
     _affine_grad_norm,
     _conv_grad_norm,
     _embedding_grad_norm,
+    _knn,
     _linear_grad_norm,
+    _neighbor_sample,
     _scores,
     _topk,
+    _weighted_sample,
 )
 from fastsel.ops._adaselection import AdaSelectionChoice, adaselection_
 from fastsel.ops._affine_grad_norm import affine_grad_norm_sq, bias_grad_norm_sq
 from fastsel.ops._conv_grad_norm import conv_grad_norm_sq, conv_weight_grad
 from fastsel.ops._embedding_grad_norm import embedding_grad_norm_sq
+from fastsel.ops._knn import Neighbors, knn
 from fastsel.ops._linear_grad_norm import WeightGrad, linear_grad_norm_sq, linear_weight_grad
+from fastsel.ops._neighbor_sample import neighbor_sample
 from fastsel.ops._scores import SampleScores, sample_scores
 from fastsel.ops._topk import TopK, topk
+from fastsel.ops._weighted_sample import Draws, weighted_sample
 
 __all__ = [
     "AdaSelectionChoice",
+    "Draws",
+    "Neighbors",
     "SampleScores",
     "TopK",
     "WeightGrad",
@@ -37,11 +45,14 @@ __all__ = [
     "conv_grad_norm_sq",
     "conv_weight_grad",
     "embedding_grad_norm_sq",
+    "knn",
     "linear_grad_norm_sq",
     "linear_weight_grad",
+    "neighbor_sample",
     "register",
     "sample_scores",
     "topk",
+    "weighted_sample",
 ]
 
 _registered: set[str] = set()
@@ -70,6 +81,9 @@ def register(namespace: str) -> None:
         _conv_grad_norm,
         _embedding_grad_norm,
         _affine_grad_norm,
+        _weighted_sample,
+        _neighbor_sample,
+        _knn,
     ):
         module.register(namespace)
     _registered.add(namespace)

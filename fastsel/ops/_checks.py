@@ -41,3 +41,27 @@ def norms_like(grad_outputs: Tensor) -> Tensor:  # [B, ...] -> [B]
 def without_grad(value: Tensor) -> Tensor:
     """The tensor for an operator without a derivative; detached only where that matters."""
     return value.detach() if value.requires_grad else value
+
+
+# ---- seeds ----
+
+
+def make_seed(like: Tensor, generator: torch.Generator | None = None) -> Tensor:  # [1]
+    """A seed drawn from a generator, by an operation of the device."""
+    return torch.randint(
+        -(2**63), 2**63 - 1, (1,), dtype=torch.int64, device=like.device, generator=generator
+    )
+
+
+def check_seed(op: str, seed: object, like: Tensor, generator: torch.Generator | None) -> None:
+    """Raises unless a seed is one int64 on the device of `like`, and there is no generator too."""
+    if generator is not None:
+        raise ValueError(f"{op}: seed and generator were both given: pass one of them")
+    if not isinstance(seed, Tensor):
+        raise TypeError(f"{op}: seed must be a tensor, got {type(seed).__name__}")
+    if seed.dtype != torch.int64 or seed.numel() != 1:
+        raise TypeError(
+            f"{op}: seed must be one int64, got {list(seed.shape)} of {name(seed.dtype)}"
+        )
+    if seed.device != like.device:
+        raise ValueError(f"{op}: seed must be on {like.device}, got {seed.device}")

@@ -10,6 +10,7 @@
 #include "core/philox.h"
 #include "core/scores.h"
 #include "core/topk_key.h"
+#include "core/weighted_sample.h"
 
 namespace {
 
@@ -46,6 +47,22 @@ std::tuple<double, double, double, double> row_scores(const std::vector<std::vec
 }  // namespace
 
 void bind_core(pybind11::module_& m) {
+  m.def("exponential_float", [](uint32_t word, uint32_t low) {
+    return fastsel::exponential_of_word(0.0f, word, [=] { return low; });
+  });
+  m.def("exponential_double", [](uint32_t word, uint32_t low) {
+    return fastsel::exponential_of_word(0.0, word, [=] { return low; });
+  });
+  m.def("quotient_key_float", [](float e, float w) { return fastsel::quotient_key(e, w); });
+  m.def("quotient_key_double", [](double e, double w) { return fastsel::quotient_key(e, w); });
+  m.def("key_value_float", [](uint32_t key) {
+    const auto value = fastsel::key_value(key);
+    return std::make_tuple(value.mantissa, value.exponent);
+  });
+  m.def("key_value_double", [](uint64_t key) {
+    const auto value = fastsel::key_value(key);
+    return std::make_tuple(value.mantissa, value.exponent);
+  });
   m.def("philox4x32_10", &philox4x32_10);
   m.def("philox", [](uint64_t seed, uint64_t index, uint64_t stream) {
     return words(fastsel::philox(seed, index, stream));

@@ -30,9 +30,10 @@ pybind11::dict plan(int64_t rows, unsigned columns, unsigned k, bool sort, int e
                     int multiprocessors, int shared_bytes) {
   const cuda::TopkDevice device{multiprocessors, shared_bytes};
   if (element_bytes == 4)
-    return describe(cuda::choose_topk_plan<float>(rows, columns, k, sort, device));
+    return describe(cuda::choose_topk_plan<cuda::TopkRow<float>>(rows, columns, k, sort, device));
   if (element_bytes == 2)
-    return describe(cuda::choose_topk_plan<fastsel::Half>(rows, columns, k, sort, device));
+    return describe(
+        cuda::choose_topk_plan<cuda::TopkRow<fastsel::Half>>(rows, columns, k, sort, device));
   throw std::invalid_argument("topk_plan: element_bytes must be 2 or 4, got " +
                               std::to_string(element_bytes));
 }
