@@ -40,5 +40,7 @@ STABLE_TORCH_LIBRARY(FASTSEL_NAMESPACE, m) {
   m.def(
       "neighbor_sample(Tensor table, Tensor anchors, Tensor anchor_weights, SymInt n, Tensor seed) "
       "-> (Tensor indices, Tensor probs)");
+  m.def(
+      "neighbor_probs(Tensor table, Tensor anchors, Tensor anchor_weights, Tensor ids) -> Tensor");
   m.def("knn(Tensor queries, Tensor data, SymInt k) -> (Tensor distances, Tensor indices)");
 }

@@ -3,7 +3,8 @@
 The public names, few:
 
 - `sample_scores`, `topk`, `adaselection_`: the operators, also as ``torch.ops.fastsel.*``.
-- `weighted_sample`, `neighbor_sample`, `knn`: draws by weight, from neighbours, and the neighbours.
+- `weighted_sample`, `neighbor_sample`, `neighbor_probs`, `knn`: draws by weight, draws from
+  neighbours, and the neighbours.
 - `linear_grad_norm_sq`, `conv_grad_norm_sq`, `embedding_grad_norm_sq`, `affine_grad_norm_sq`,
   `bias_grad_norm_sq`: the squared norm of each sample's gradient of a parameter.
 - `GradNorms`: the norm of every sample's gradient, from one ordinary backward.
@@ -35,6 +36,7 @@ __all__ = [
     "embedding_grad_norm_sq",
     "knn",
     "linear_grad_norm_sq",
+    "neighbor_probs",
     "neighbor_sample",
     "register_norm_rule",
     "sample_scores",
@@ -57,6 +59,7 @@ try:
         embedding_grad_norm_sq,
         knn,
         linear_grad_norm_sq,
+        neighbor_probs,
         neighbor_sample,
         sample_scores,
         topk,

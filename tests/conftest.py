@@ -78,6 +78,16 @@ class Backend:
             return ops.neighbor_sample(table, anchors, weights, n, seed)
         return ops.Draws(*self.ops.neighbor_sample(table, anchors, weights, n, seed))
 
+    def neighbor_probs(
+        self, table: Tensor, anchors: Tensor, anchor_weights: Tensor, ids: Tensor
+    ) -> Tensor:
+        """Calls `fastsel.neighbor_probs` here; tensors are moved to the device."""
+        table, anchors = table.to(self.device), anchors.to(self.device)
+        weights, ids = anchor_weights.to(self.device), ids.to(self.device)
+        function = self.ops.neighbor_probs if self.name == "simt" else ops.neighbor_probs
+        result: Tensor = function(table, anchors, weights, ids)
+        return result
+
     def knn(self, queries: Tensor, data: Tensor, k: int) -> ops.Neighbors:
         """Calls `fastsel.knn` here; tensors are moved to the device."""
         queries, data = queries.to(self.device), data.to(self.device)

@@ -43,6 +43,16 @@ def _table(
     return make
 
 
+def _wanted(rows: int, width: int, anchors: int, n: int, **options: Any) -> Make:
+    """A table, anchors with weights, and ids."""
+
+    def make(generator: torch.Generator) -> tuple[Any, ...]:
+        table, picked, weights, _, _ = _table(rows, width, anchors, n, **options)(generator)
+        return table, picked, weights, torch.randint(rows, (n,), generator=generator)
+
+    return make
+
+
 def _points(
     queries: int, count: int, dims: int, k: int, dtype: torch.dtype = torch.float32
 ) -> Callable[[torch.Generator], tuple[Tensor, Tensor, int]]:
@@ -93,6 +103,10 @@ SAMPLING: list[Sample] = [
     Sample("neighbor_sample", "one", _table(1, 1, 1, 1)),
     Sample("neighbor_sample", "nothing", _table(30, 8, 10, 0)),
     Sample("neighbor_sample", "strided", _table(30, 8, 10, 4, step=2)),
+    Sample("neighbor_probs", "plain", _wanted(30, 8, 10, 12)),
+    Sample("neighbor_probs", "narrow", _wanted(30, 8, 10, 12, ids=torch.int32)),
+    Sample("neighbor_probs", "nothing", _wanted(30, 8, 10, 0)),
+    Sample("neighbor_probs", "strided", _wanted(30, 8, 10, 5, step=2)),
     Sample("knn", "plain", _points(5, 70, 12, 8)),
     Sample("knn", "many", _points(70, 200, 17, 30)),
     Sample("knn", "few_dimensions", _points(300, 4200, 2, 3), cpu_only=True),

@@ -45,6 +45,8 @@ def check(backend: Backend, table: Tensor, anchors: Tensor, weights: Tensor, n: 
     )
     assert drawn.indices.tolist() == indices.tolist()
     np.testing.assert_allclose(drawn.probs.double().cpu().numpy(), probs, rtol=2e-7)
+    again = backend.neighbor_probs(table, anchors, weights, drawn.indices)
+    assert torch.equal(again, drawn.probs)
 
 
 @pytest.mark.parametrize("ids", [torch.int32, torch.int64], ids=str)
@@ -88,9 +90,7 @@ def test_a_mixture_with_uniform_draws_is_unbiased(cpu: Backend) -> None:
     n = 400_000
     near = cpu.neighbor_sample(table, picked, weights, n, seed_of(1))
     far = torch.randint(40, (n,), generator=torch.Generator().manual_seed(2))
-    everywhere = torch.zeros(40, dtype=torch.float64)
-    for anchor, weight in zip(picked, weights.double() / weights.double().sum(), strict=True):
-        everywhere += weight * table[anchor].bincount(minlength=40) / 5
+    everywhere = cpu.neighbor_probs(table, picked, weights, torch.arange(40)).double()
     torch.testing.assert_close(near.probs.double(), everywhere[near.indices], rtol=1e-6, atol=0)
     mixture = 0.5 * everywhere + 0.5 / 40
     estimates = torch.cat([values[i] / mixture[i] for i in (near.indices, far)])
@@ -140,6 +140,8 @@ def test_wrong_values(backend: Backend, name: str) -> None:
         drawn = backend.neighbor_sample(table, picked, weights, 2, seed_of(0))
         assert drawn.probs.isnan().all()
         assert (drawn.indices < -6).all()
+        if which != "table":
+            assert backend.neighbor_probs(table, picked, weights, torch.arange(6)).isnan().all()
 
 
 def test_arguments() -> None:
@@ -160,6 +162,17 @@ def test_arguments() -> None:
     ):
         with pytest.raises(error, match=f"neighbor_sample: .*{match}"):
             sample(*arguments)
+    probs: Any = ops.neighbor_probs
+    wrong: list[tuple[tuple[Any, ...], type[Exception], str]] = [
+        ((table, picked, weights, [1]), TypeError, "ids must be a tensor, got list"),
+        ((table, picked, weights, picked.int()), TypeError, "ids must be int64, got int32"),
+        ((table, picked, weights, table), ValueError, r"ids must be \[n\], got \[6, 3\]"),
+        ((table, picked[:0], weights[:0], picked), ValueError, "ids must be empty where there are"),
+        ((table, picked, weights, picked + 9), IndexError, "ids must be between 0 and 5, got"),
+    ]
+    for values, raised, text in wrong:
+        with pytest.raises(raised, match=f"neighbor_probs: .*{text}"):
+            probs(*values)
     raw = torch.ops.fastsel.neighbor_sample
     with pytest.raises(RuntimeError, match=r"anchor_weights must be \[4\] like anchors"):
         raw(table, picked, weights[:2], 1, seed_of(0))

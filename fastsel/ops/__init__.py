@@ -27,7 +27,7 @@ from fastsel.ops._conv_grad_norm import conv_grad_norm_sq, conv_weight_grad
 from fastsel.ops._embedding_grad_norm import embedding_grad_norm_sq
 from fastsel.ops._knn import Neighbors, knn
 from fastsel.ops._linear_grad_norm import WeightGrad, linear_grad_norm_sq, linear_weight_grad
-from fastsel.ops._neighbor_sample import neighbor_sample
+from fastsel.ops._neighbor_sample import neighbor_probs, neighbor_sample
 from fastsel.ops._scores import SampleScores, sample_scores
 from fastsel.ops._topk import TopK, topk
 from fastsel.ops._weighted_sample import Draws, weighted_sample
@@ -48,6 +48,7 @@ __all__ = [
     "knn",
     "linear_grad_norm_sq",
     "linear_weight_grad",
+    "neighbor_probs",
     "neighbor_sample",
     "register",
     "sample_scores",
