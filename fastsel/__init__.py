@@ -5,6 +5,7 @@ The public names, few:
 - `sample_scores`, `topk`, `adaselection_`: the operators, also as ``torch.ops.fastsel.*``.
 - `weighted_sample`, `neighbor_sample`, `neighbor_probs`, `knn`: draws by weight, draws from
   neighbours, and the neighbours.
+- `NeighborTable`, `TableRefresher`: the nearest neighbours of every sample, kept.
 - `linear_grad_norm_sq`, `conv_grad_norm_sq`, `embedding_grad_norm_sq`, `affine_grad_norm_sq`,
   `bias_grad_norm_sq`: the squared norm of each sample's gradient of a parameter.
 - `GradNorms`: the norm of every sample's gradient, from one ordinary backward.
@@ -24,9 +25,11 @@ __all__ = [
     "AdaSelectionChoice",
     "Draws",
     "GradNorms",
+    "NeighborTable",
     "Neighbors",
     "SampleScores",
     "SelectiveStep",
+    "TableRefresher",
     "TopK",
     "__version__",
     "adaselection_",
@@ -46,6 +49,7 @@ __all__ = [
 
 try:
     from fastsel.grad_norms import GradNorms, register_norm_rule
+    from fastsel.neighbors import NeighborTable, TableRefresher
     from fastsel.ops import (
         AdaSelectionChoice,
         Draws,
