@@ -6,6 +6,7 @@ The public names, few:
 - `weighted_sample`, `neighbor_sample`, `neighbor_probs`, `knn`: draws by weight, draws from
   neighbours, and the neighbours.
 - `NeighborTable`, `TableRefresher`: the nearest neighbours of every sample, kept.
+- `NeighborBatches`, `NeighborBatchSampler`: batches of near neighbours of large gradients.
 - `linear_grad_norm_sq`, `conv_grad_norm_sq`, `embedding_grad_norm_sq`, `affine_grad_norm_sq`,
   `bias_grad_norm_sq`: the squared norm of each sample's gradient of a parameter.
 - `GradNorms`: the norm of every sample's gradient, from one ordinary backward.
@@ -25,6 +26,8 @@ __all__ = [
     "AdaSelectionChoice",
     "Draws",
     "GradNorms",
+    "NeighborBatchSampler",
+    "NeighborBatches",
     "NeighborTable",
     "Neighbors",
     "SampleScores",
@@ -69,6 +72,7 @@ try:
         topk,
         weighted_sample,
     )
+    from fastsel.samplers import NeighborBatches, NeighborBatchSampler
     from fastsel.select import SelectiveStep
 except ImportError as error:
     # The command line is imported through this package and has to start to say what is wrong;
