@@ -6,6 +6,7 @@ The public names, few:
 - `weighted_sample`, `neighbor_sample`, `neighbor_probs`, `knn`: draws by weight, draws from
   neighbours, and the neighbours.
 - `NeighborTable`, `TableRefresher`: the nearest neighbours of every sample, kept.
+- `fastsel.diagnose`: whether near-neighbour batches will pay.
 - `NeighborBatches`, `NeighborBatchSampler`: batches of near neighbours of large gradients.
 - `linear_grad_norm_sq`, `conv_grad_norm_sq`, `embedding_grad_norm_sq`, `affine_grad_norm_sq`,
   `bias_grad_norm_sq`: the squared norm of each sample's gradient of a parameter.
@@ -39,6 +40,7 @@ __all__ = [
     "affine_grad_norm_sq",
     "bias_grad_norm_sq",
     "conv_grad_norm_sq",
+    "diagnose",
     "embedding_grad_norm_sq",
     "knn",
     "linear_grad_norm_sq",
@@ -51,6 +53,7 @@ __all__ = [
 ]
 
 try:
+    from fastsel import diagnose
     from fastsel.grad_norms import GradNorms, register_norm_rule
     from fastsel.neighbors import NeighborTable, TableRefresher
     from fastsel.ops import (

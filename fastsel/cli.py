@@ -1,4 +1,4 @@
-"""The command line: `fastsel compare` and `fastsel info`.
+"""The command line: `fastsel compare`, `fastsel diagnose` and `fastsel info`.
 
 Exit codes: 0 done, 1 something failed, 2 bad input, 130 stopped with Ctrl-C. Errors are one line on
 stderr; with ``FASTSEL_DEBUG=1`` in the environment a failure's traceback comes before it.
@@ -64,6 +64,25 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", default="cpu", choices=("cpu", "cuda"), help="where to train")
     add("--threads", type=int, metavar="N", help="default: torch's own choice")
     add("--quiet", action="store_true", help="only the table and the conclusion")
+    diagnose = commands.add_parser(
+        "diagnose",
+        help="find out whether near-neighbour batches will pay on your data",
+        description="Train for a while and compare the gradients of all samples with those of "
+        "neighbours of the largest.",
+        formatter_class=_Help,
+    )
+    add = diagnose.add_argument
+    add("data", metavar="DATA", help="as of compare")
+    add("--target", metavar="COL", help="column of a file to predict")
+    add("--task", choices=("classification", "regression"), help="default: seen from the target")
+    add("--model", default="auto", help="auto, linear, mlp, cnn, small_cnn or resnet18")
+    add("--steps", type=int, default=200, metavar="N", help="training steps")
+    add("--neighbors", type=int, default=32, metavar="K", help="neighbours of each sample")
+    add("--top", type=int, default=32, metavar="N", help="largest gradients to look around")
+    add("--rows", type=int, default=20_000, metavar="N", help="samples to look at, at most")
+    add("--seed", type=int, default=0, help="of weights, batches and draws")
+    add("--out", type=Path, metavar="DIR", help="default: fastsel-diagnose/<data name>")
+    add("--data-dir", type=Path, metavar="DIR", help="default: $FASTSEL_DATA_DIR, then the cache")
     commands.add_parser("info", help="versions, processor, GPU, and what is compiled and loaded")
     return parser
 
@@ -78,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     options = _parser().parse_args(arguments)
-    command = {"compare": _compare, "info": _info}[options.command]
+    command = {"compare": _compare, "diagnose": _diagnose, "info": _info}[options.command]
     try:
         return command(options)
     except KeyboardInterrupt:
@@ -153,6 +172,46 @@ def _compare(options: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return _INTERRUPTED
+    return 0
+
+
+def _diagnose(options: argparse.Namespace) -> int:
+    from fastsel.compare import CompareError
+    from fastsel.data import DataError, load
+    from fastsel.data.load import short_name
+    from fastsel.data.optional import require
+    from fastsel.diagnose import Suitability, diagnose
+
+    require("matplotlib", "fastsel diagnose")  # missed now, not after training
+
+    def show(step: int, found: Suitability) -> None:
+        print(
+            f"step {step:>6}: mean gradient norm {found.mean_norm:.3g}, around the largest "
+            f"{found.neighbor_norm:.3g} ({found.ratio:.2f} times)",
+            flush=True,
+        )
+
+    try:
+        data = load(
+            options.data, target=options.target, task=options.task, data_dir=options.data_dir
+        )
+        found = diagnose(
+            data,
+            model=options.model,
+            steps=options.steps,
+            neighbors=options.neighbors,
+            top=options.top,
+            rows=options.rows,
+            seed=options.seed,
+            on_progress=show,
+        )
+    except (DataError, CompareError) as error:
+        print(f"fastsel diagnose: {_one_line(error)}", file=sys.stderr)
+        return _BAD_INPUT
+    print(found.verdict)
+    folder = options.out or Path("fastsel-diagnose") / short_name(options.data)
+    for path in found.write(folder):
+        print(f"Written: {path}")
     return 0
 
 
