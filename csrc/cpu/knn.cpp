@@ -209,9 +209,11 @@ void knn_by_scan(const KnnProblem<T>& problem) {
         for (int64_t task = begin; task < end; ++task) {
           const T* query = queries + task / parts * dims;
           const int64_t last = count * (task % parts + 1) / parts;
-          int64_t rows = 0;
-          for (int64_t first = count * (task % parts) / parts; first < last; first += rows) {
-            rows = std::min(first % kRows == 0 && rows > 0 ? kRows : kRows / 8, last - first);
+          // Few rows first: of the first ones nothing is rejected.
+          int64_t rows = 0, wanted = kRows / 8;
+          for (int64_t first = count * (task % parts) / parts; first < last;
+               first += rows, wanted = std::min(2 * wanted, kRows)) {
+            rows = std::min(wanted, last - first);
             KnnHits hits{offsets.data(), 0};
             scan(points + first * dims, rows, dims, query, scan_limit(lists[task].farthest(), dims),
                  &hits);
