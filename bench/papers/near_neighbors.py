@@ -40,6 +40,7 @@ from fastsel.compare.batches import stream_seed
 from fastsel.compare.models import make_model
 from fastsel.data import Dataset
 from fastsel.diagnose import diagnose
+from fastsel.select.exact_scoring import ExactScorer
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # bench, with what all benches share
 import harness
@@ -116,7 +117,10 @@ def train(job: Job, tell: side_by_side.Tell) -> dict[str, Any]:
     is_classes = whole.task == "classification"
     loss_of: Any = nn.functional.cross_entropy if is_classes else nn.functional.mse_loss
     optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
-    norms = fastsel.GradNorms(model, batch_norm="fixed_statistics")
+    # In eval mode and without weights, a second pass as in the paper: in train mode a batch norm
+    # hands a sample part of the others' gradients, which no division by its weight undoes.
+    criterion: nn.Module = nn.CrossEntropyLoss() if is_classes else nn.MSELoss()
+    scorer = ExactScorer(model, criterion)
     plain, _, name = job.strategy.rpartition(" ")
     kind, _, percent = name.partition("-")
     batches = fastsel.NeighborBatches(
@@ -138,12 +142,12 @@ def train(job: Job, tell: side_by_side.Tell) -> dict[str, Any]:
         batch = batches.next()
         optimizer.zero_grad(set_to_none=True)
         weights = torch.ones_like(batch.weights) if plain else batch.weights
-        with norms:
-            output = model(inputs[batch.indices])
-            (weights * loss_of(output, target[batch.indices], reduction="none")).mean().backward()
-        own = norms.norms / weights
-        batches.update(batch.indices, own)
-        batch_norms.append(float(own.mean()))
+        x, y = inputs[batch.indices], target[batch.indices]
+        norms = scorer(x, y, {"grad_norm"}).grad_norm
+        assert norms is not None
+        (weights * loss_of(model(x), y, reduction="none")).mean().backward()
+        batches.update(batch.indices, norms)
+        batch_norms.append(float(norms.mean()))
         optimizer.step()
         tell(None)
     return {"losses": losses, "norms": batch_norms}
