@@ -30,6 +30,10 @@ class NeighborBatchSampler(Sampler[list[int]]):
             sampler.update(batch.indices, norms.norms / batch.weights)
             optimizer.step()
 
+    With batch norm in train mode a sample's gradient norm has part of the others' in it, which the
+    division by its weight makes large: take the norms of `fastsel.sample_scores` there, or of a
+    pass in eval mode.
+
     A loader with workers asks for batches ahead of the loop, ``prefetch_factor`` for each worker,
     so that a batch is made of neighbours of the newest gradients there were when it was asked for:
     so many batches ago. `lag` says how many are ahead. Without workers it is the last batch.
