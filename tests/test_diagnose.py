@@ -170,7 +170,8 @@ def test_a_diagnosis(tmp_path: Path, model: str) -> None:
     assert found.steps == (0, 5, 10, 15, 20) == tuple(seen)
     assert len(found.suitability) == 5
     assert (found.data, found.rows) == ("digits", 300)
-    assert found.model == ("small_cnn" if model == "auto" and data.is_image else found.model)
+    default = "small_cnn" if data.is_image else "mlp"
+    assert found.model == (default if model == "auto" else model)
     again = diagnose.diagnose(data, model=model, steps=20, points=4, rows=300)
     assert again == found
     written = found.write(tmp_path / "out")

@@ -108,9 +108,15 @@ def test_random_mode_and_first_batches_weigh_evenly() -> None:
     random.update(torch.zeros(1, dtype=torch.int64), torch.ones(1))
     drawn = torch.cat([random.next().indices[B // 2 :] for _ in range(400)])
     assert len(drawn.unique()) == N
-    zero = NeighborBatches(make_table(), B)
-    zero.update(torch.arange(4), torch.zeros(4))
+    table = make_table()
+    zero = NeighborBatches(table, B, seed=2**62)
+    zero.update(torch.zeros(0, dtype=torch.int64), torch.zeros(0))
     assert (zero.next().weights == 1).all()
+    zero.update(torch.arange(4), torch.zeros(4))
+    even = NeighborBatches(table, B, seed=2**62)
+    even.next()
+    even.update(torch.arange(4), torch.ones(4))
+    assert torch.equal(zero.next().indices, even.next().indices)
 
 
 def test_shares_at_either_end() -> None:

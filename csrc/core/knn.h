@@ -36,6 +36,12 @@ FASTSEL_HD float squared_distance(const T* a, const T* b, int64_t dims) {
   return static_cast<float>(sums[0]);
 }
 
+// What a float sum of `dims` products, and the norms it is of, may be wrong by where they are too
+// small for a share of themselves to say it: half the least number for each rounding. Four times that.
+FASTSEL_HD float underflow_room(int64_t dims) {
+  return static_cast<float>(2 * dims + 16) * 0x1p-149f;
+}
+
 // A distance as an integer of the same order, NaN after infinity.
 FASTSEL_HD uint32_t distance_key(float distance) {
   return distance == distance ? bit_cast<uint32_t>(distance) : 0x7fc00000u;

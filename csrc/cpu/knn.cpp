@@ -2,8 +2,8 @@
 // bounded, and among the few points that pass it the distances themselves (core/knn.h).
 //
 // Per query a list holds the k best so far, ordered by distance and then by index; the last of them
-// is what a point must not exceed. Points are packed once, with the mean taken off, so that norms and
-// with them the filter's error are small.
+// is what a point must not exceed. Points are packed panel by panel, with a mean taken off, so that
+// norms and with them the filter's error are small.
 
 #include "knn.h"
 
@@ -13,7 +13,6 @@
 #include <limits>
 #include <memory>
 #include <new>
-#include <numeric>
 
 #include "core/knn.h"
 #include "cpu/isa.h"
@@ -84,8 +83,8 @@ class Packer {
     }
   }
 
-  // -2 times the centered query into `out`, a column of [dims, kKnnQueries]; returns its squared norm, made smaller by the share of
-  // it that the filter may be wrong by.
+  // -2 times the centered query into `out`, a column of [dims, kKnnQueries]; returns its squared
+  // norm, made smaller by the share of it that the filter may be wrong by.
   double prepare(const T* query, float* out) const {
     double norm = 0;
     for (int64_t d = 0; d < dims_; ++d) {
@@ -133,9 +132,9 @@ class Packer {
 };
 
 // The limit of the filter for a query: what norm - 2 q x must not exceed.
-float filter_limit(float farthest, double norm) {
+float filter_limit(float farthest, double norm, int64_t dims) {
   if (!(norm <= kMostNorm)) return kNan;
-  const double limit = double{farthest} * (1 + 0x1p-20) - norm;
+  const double limit = double{farthest} * (1 + 0x1p-20) - norm + underflow_room(dims);
   const auto rounded = static_cast<float>(limit);
   return rounded < limit ? std::nextafter(rounded, kInfinity) : rounded;
 }
@@ -143,7 +142,7 @@ float filter_limit(float farthest, double norm) {
 // What a sum of squared differences must not exceed: twice dims + 2 roundings more than it is.
 float scan_limit(float farthest, int64_t dims) {
   if (!(farthest <= kMostNorm)) return kNan;
-  return farthest * (1 + static_cast<float>(dims + 8) * 0x1p-22f);
+  return farthest * (1 + static_cast<float>(dims + 8) * 0x1p-22f) + underflow_room(dims);
 }
 
 template <class T>
@@ -189,7 +188,8 @@ void search(const T* queries, int64_t size, const KnnProblem<T>& problem, const 
         nearest[q].offer(
             {distance_key(squared_distance(query, problem.points + point * dims, dims)), point});
       }
-      if (limits[q] == limits[q]) limits[q] = filter_limit(nearest[q].farthest(), query_norms[q]);
+      if (limits[q] == limits[q])
+        limits[q] = filter_limit(nearest[q].farthest(), query_norms[q], dims);
     }
   }
 }

@@ -74,8 +74,8 @@ class Tree {
       if (node.left == 0) {
         KnnHits hits{offsets, 0};
         FASTSEL_DISPATCH_ISA(knn_leaf, panels_.get() + node.panel * dims_ * kKnnPanel,
-                             node.end - node.begin, dims_, query, nearest.farthest() * kLonger,
-                             &hits);
+                             node.end - node.begin, dims_, query,
+                             nearest.farthest() * kLonger + underflow_room(dims_), &hits);
         for (int64_t h = 0; h < hits.count; ++h) {
           const int64_t point = order_[node.begin + hits.offsets[h]];
           nearest.offer({distance_key(exact(point)), point});
@@ -111,7 +111,7 @@ class Tree {
           std::max(std::max(node.low[d] - query[d], query[d] - node.high[d]), 0.0f);
       sum += outside * outside;
     }
-    return sum * kShorter;
+    return std::max(sum * kShorter - underflow_room(dims_), 0.0f);
   }
 
   Node box(int64_t begin, int64_t end) const {

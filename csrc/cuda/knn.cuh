@@ -80,12 +80,12 @@ __device__ inline unsigned keep_nearest(KnnEntry* list, unsigned count, unsigned
 
 // What norm - 2 q x must not exceed, of a list whose k best are in order.
 __device__ __forceinline__ float knn_limit(const KnnEntry* list, unsigned count, unsigned k,
-                                           float query_norm) {
+                                           float query_norm, int64_t dims) {
   if (!(query_norm <= kKnnMostNorm)) return NAN;  // to which nothing compares
   if (count < k) return INFINITY;
   const float farthest = key_distance(static_cast<uint32_t>(list[k - 1] >> 32));
   const float limit = farthest * (1 + 0x1p-19f) - query_norm;
-  return limit + fabsf(limit) * 0x1p-20f + fabsf(query_norm) * 0x1p-22f;
+  return limit + fabsf(limit) * 0x1p-20f + fabsf(query_norm) * 0x1p-22f + underflow_room(dims);
 }
 
 // A warp a row: its squared norm, made smaller by the share that the filter may be wrong by: twice
@@ -144,7 +144,8 @@ __global__ void __launch_bounds__(kKnnThreads) knn_kernel(KnnArguments<T> a) {
   for (unsigned q = threadIdx.x; q < kKnnTile; q += kKnnThreads) {
     const int64_t query = first_query + q;
     s.counts[q] = 0;
-    s.limits[q] = query < a.query_count ? knn_limit(nullptr, 0, a.k, a.query_norms[query]) : NAN;
+    s.limits[q] =
+        query < a.query_count ? knn_limit(nullptr, 0, a.k, a.query_norms[query], a.dims) : NAN;
   }
   const auto list_of = [&](int64_t query) {
     return a.lists + (query * a.parts + part) * a.capacity;
@@ -199,7 +200,7 @@ __global__ void __launch_bounds__(kKnnThreads) knn_kernel(KnnArguments<T> a) {
       const bool first_full = s.limits[q] == INFINITY && count >= a.k;
       if (grew && (count + kKnnTile > a.capacity || first_full)) {
         count = keep_nearest(list, count, a.capacity, a.k);
-        const float limit = knn_limit(list, count, a.k, a.query_norms[query]);
+        const float limit = knn_limit(list, count, a.k, a.query_norms[query], a.dims);
         if (lane_index() == 0) s.limits[q] = limit;
       }
       __syncwarp();

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import struct
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -40,9 +39,10 @@ def save(path: Path, arrays: dict[str, Tensor], header: dict[str, str]) -> Path:
         )
         offset += _aligned(data.nbytes)
     text = json.dumps({**header, "arrays": entries}).encode()
-    handle, temporary = tempfile.mkstemp(prefix=path.name, dir=path.parent)
+    # Not by tempfile, whose files are for their owner alone.
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("wb") as file:
             file.write(_PREFIX.pack(MAGIC, VERSION, len(text), _digest(text)))
             file.write(text)
             start = _aligned(_PREFIX.size + len(text))
@@ -52,7 +52,7 @@ def save(path: Path, arrays: dict[str, Tensor], header: dict[str, str]) -> Path:
             file.truncate(start + offset)
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     return path
 

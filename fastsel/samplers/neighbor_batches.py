@@ -180,7 +180,8 @@ class NeighborBatches:
 
         Args:
             indices: The samples ``[b]``.
-            grad_norms: The norm of each one's gradient ``[b]``, as by `fastsel.GradNorms`.
+            grad_norms: The norm of each one's gradient ``[b]``, as by `fastsel.GradNorms`. If all
+                are zero they count evenly; of no samples nothing is learnt.
 
         Raises:
             ValueError: The shapes differ; or on the CPU, a norm is negative or not finite.
@@ -207,9 +208,9 @@ class NeighborBatches:
                     f"NeighborBatches: indices must be between 0 and {len(self.table) - 1}, got "
                     f"{int(indices.min())} to {int(indices.max())}"
                 )
-            if not bool((norms > 0).any()):
-                self._anchors = self._anchor_weights = None  # nobody's neighbours are wanted
-                return
+        if len(indices) == 0:
+            return
+        norms = torch.where((norms > 0).any(), norms, 1.0)
         if self._most_anchors is not None and self._most_anchors < len(norms):
             best = ops.topk(norms, self._most_anchors, sorted=False)
             indices, norms = indices[best.indices], best.values
@@ -247,7 +248,9 @@ class NeighborBatches:
         """The uniform part of the batch at `position`."""
         if self._order is None:
             device = self.table.device
-            generator = torch.Generator(device).manual_seed(self.seed * 1_000_003 + self.epoch)
+            generator = torch.Generator(device).manual_seed(
+                (self.seed * 1_000_003 + self.epoch) % 2**63
+            )
             order = torch.randperm(len(self.table), generator=generator, device=device)
             # Short shards begin again, so that all ranks have as many batches.
             rows = math.ceil(len(order) / self._world_size)
